@@ -1,0 +1,127 @@
+"""Every configuration key of SpatialFlow, and how a config file is read.
+
+The keys add to Detectron2's own. Where Detectron2 has a key for something, that key is used:
+``MODEL.RETINANET.*`` for detection, ``MODEL.ROI_MASK_HEAD.*`` for the masks of things,
+``MODEL.SEM_SEG_HEAD.*`` for stuff (its ``LOSS_WEIGHT`` is the paper's lambda, eq. 6) and
+``MODEL.PANOPTIC_FPN.COMBINE.*`` for the thresholds of the merge.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+
+from detectron2.config import CfgNode as CN
+from detectron2.config import get_cfg
+from yaml import YAMLError
+
+CLASS_COUNT_UNSET = 0
+"""Value of a class count that is to be taken from the dataset."""
+
+
+def add_spatialflow_config(cfg: CN) -> None:
+    """Add SpatialFlow's keys, with the paper's values as defaults, to a Detectron2 config.
+
+    Args:
+        cfg: what ``detectron2.config.get_cfg()`` returns; changed in place.
+    """
+    cfg.MODEL.SPATIALFLOW = CN()
+
+    # Number of stages (conv + ReLU) of each sub-network, 0 to 4 (Sec. III-B, Tables VII, VIII).
+    cfg.MODEL.SPATIALFLOW.NUM_STAGES = CN({"CLS": 4, "REG": 4, "STUFF": 4, "THING": 1})
+    # The information flows, each "source_target" (Sec. III-C, Tables IX, X). The location may
+    # come from cls instead of reg: ["cls_reg", "cls_stuff", "cls_thing", "stuff_thing"] (Fig. 4).
+    cfg.MODEL.SPATIALFLOW.FLOWS = ["reg_cls", "reg_stuff", "reg_thing", "stuff_thing"]
+    # Sub-networks with modulated deformable convolutions (eq. 4): any of "cls", "stuff", "thing".
+    cfg.MODEL.SPATIALFLOW.DEFORM_ON = []
+    # The two segmentation branches; without both it is a RetinaNet with flows (Table XII).
+    cfg.MODEL.SPATIALFLOW.THING_ON = True
+    cfg.MODEL.SPATIALFLOW.STUFF_ON = True
+
+    # Labels of the stuff head that the merge leaves out because they are things: [0], 'other',
+    # on COCO (Sec. IV-B); the eight thing classes among the 19 on Cityscapes.
+    cfg.MODEL.SPATIALFLOW.THING_LABELS_IN_STUFF = [0]
+    # Fill what nobody claimed with the detected boxes (Sec. IV-B, "overlap ... 0.6"). A box fills
+    # when at least MIN_FREE of it is free; the authors' code has 0.5.
+    cfg.MODEL.SPATIALFLOW.BOX_FILL = CN({"ENABLED": True, "MIN_FREE": 0.6})
+
+    # Choices of the authors' released code that its weights need (configs/released/).
+    # ReLU on P6 before the convolution that makes P7 (RetinaNet and Detectron2: True).
+    cfg.MODEL.SPATIALFLOW.P7_RELU = True
+    # Corner alignment of the stuff head's bilinear upsampling (Detectron2: False).
+    cfg.MODEL.SPATIALFLOW.ALIGN_CORNERS = False
+    # How stuff scores are brought to the output size: "bilinear", or "nearest", which is the same
+    # as resizing the label map.
+    cfg.MODEL.SPATIALFLOW.STUFF_RESIZE = "bilinear"
+
+    # Library that resizes images: "pil" (Detectron2; antialiased when it shrinks) or "cv2".
+    cfg.INPUT.RESIZE_WITH = "pil"
+
+    # Datasets in COCO panoptic format to register, each [name, image folder, PNG folder, JSON];
+    # relative paths are below $DETECTRON2_DATASETS (default: ./datasets).
+    cfg.DATASETS.REGISTER = []
+
+    # The total batch size that BASE_LR and the schedule were chosen for. Training refuses to start
+    # with another IMS_PER_BATCH until the schedule and this key are set to match.
+    cfg.SOLVER.REFERENCE_IMS_PER_BATCH = cfg.SOLVER.IMS_PER_BATCH
+
+    # Class counts come from the dataset unless a config sets them.
+    cfg.MODEL.RETINANET.NUM_CLASSES = CLASS_COUNT_UNSET  # things
+    cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = CLASS_COUNT_UNSET  # stuff, 'other' included
+
+
+def load_config(config_file: str, opts: Sequence[str] = ()) -> CN:
+    """Read a config file and overrides, with messages that say what to change.
+
+    Args:
+        config_file: path of a YAML file, which may name a ``_BASE_``.
+        opts: ``KEY VALUE KEY VALUE ...`` overrides.
+
+    Returns:
+        The config, not frozen.
+
+    Raises:
+        FileNotFoundError: the file, or a ``_BASE_`` it names, is not there.
+        KeyError: a key that does not exist; the message names the closest one that does.
+        ValueError: the file is no plain YAML mapping (tags that would run code are refused), or
+            ``opts`` is not made of pairs.
+    """
+    cfg = get_cfg()
+    add_spatialflow_config(cfg)
+    try:
+        # Detectron2's own merge_from_file would admit YAML's unsafe tags.
+        loaded = CN.load_yaml_with_base(config_file, allow_unsafe=False)
+    except FileNotFoundError as e:
+        raise FileNotFoundError(f"Config {config_file}: {e.filename or e} is not there.") from e
+    except (YAMLError, AttributeError, UnicodeDecodeError) as e:
+        raise ValueError(f"Config {config_file} is not a plain YAML mapping: {e}") from e
+    _merge(cfg, lambda: cfg.merge_from_other_cfg(CN(loaded)), f"Config {config_file}")
+    if len(opts) % 2:
+        raise ValueError(f"Overrides come as KEY VALUE pairs; {opts[-1]!r} stands alone.")
+    _merge(cfg, lambda: cfg.merge_from_list(list(opts)), "Command line")
+    return cfg
+
+
+def config_dir() -> Path:
+    """The folder ``configs/`` of this project."""
+    return Path(__file__).resolve().parent.parent / "configs"
+
+
+def _merge(cfg: CN, merge, where: str) -> None:
+    try:
+        merge()
+    except KeyError as e:
+        key = str(e.args[0]).rsplit(" ", 1)[-1]
+        near = difflib.get_close_matches(key, list(_key_names(cfg)), n=1, cutoff=0.6)
+        hint = f"; did you mean {near[0]}?" if near else "."
+        raise KeyError(f"{where}: there is no config key {key}{hint}") from e
+    except (AssertionError, ValueError) as e:
+        raise ValueError(f"{where}: {e}") from e
+
+
+def _key_names(cfg: CN, prefix: str = ""):
+    for key, value in cfg.items():
+        yield prefix + key
+        if isinstance(value, CN):
+            yield from _key_names(value, f"{prefix}{key}.")

@@ -1,0 +1,153 @@
+"""The thing branch: Mask R-CNN's mask head on the thing features at strides 8, 16 and 32.
+
+Legend: R regions of interest over all images, K thing classes, M the side of a predicted mask (28).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from detectron2.config import configurable
+from detectron2.layers import ShapeSpec, paste_masks_in_image
+from detectron2.modeling.matcher import Matcher
+from detectron2.modeling.poolers import ROIPooler
+from detectron2.modeling.roi_heads.mask_head import MaskRCNNConvUpsampleHead
+from detectron2.structures import Boxes, Instances, pairwise_iou
+from torch import Tensor, nn
+
+from .loss_normalizer import mean_over_processes
+
+
+class ThingHead(nn.Module):
+    """RoIAlign, Mask R-CNN's layers, and what the masks are trained on.
+
+    Args:
+        mask_pooler: RoIAlign over the levels of the thing features.
+        mask_head: Detectron2's mask head; only its layers are used.
+        proposal_matcher: says which proposals are positive.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        mask_pooler: ROIPooler,
+        mask_head: MaskRCNNConvUpsampleHead,
+        proposal_matcher: Matcher,
+    ):
+        super().__init__()
+        self.mask_pooler = mask_pooler
+        self.mask_head = mask_head
+        self.proposal_matcher = proposal_matcher
+
+    @classmethod
+    def from_config(cls, cfg, input_shape: Mapping[str, ShapeSpec]) -> dict:
+        """``input_shape``: of the thing features, in the order of their strides."""
+        head = cfg.MODEL.ROI_MASK_HEAD
+        shapes = list(input_shape.values())
+        pooler = ROIPooler(
+            output_size=head.POOLER_RESOLUTION,
+            scales=[1 / shape.stride for shape in shapes],
+            sampling_ratio=head.POOLER_SAMPLING_RATIO,
+            pooler_type=head.POOLER_TYPE,
+            # Boxes of 112 to 224 pixels on P4, as in the authors' code: one level finer than in
+            # Mask R-CNN, whose finest level is P2.
+            canonical_level=5,
+        )
+        size = head.POOLER_RESOLUTION
+        return {
+            "mask_pooler": pooler,
+            "mask_head": MaskRCNNConvUpsampleHead(
+                ShapeSpec(channels=shapes[0].channels, height=size, width=size),
+                num_classes=cfg.MODEL.RETINANET.NUM_CLASSES,
+                conv_dims=[head.CONV_DIM] * (head.NUM_CONV + 1),
+                conv_norm=head.NORM,
+            ),
+            "proposal_matcher": Matcher([0.5], [0, 1]),
+        }
+
+    def forward(self, features: list[Tensor], boxes: list[Boxes]) -> Tensor:
+        """Mask logits.
+
+        Args:
+            features: thing_1 of P3 to P5, each (N, C, H_i, W_i).
+            boxes: of each image, in pixels of the network's input.
+
+        Returns:
+            (R, K, M, M).
+        """
+        return self.mask_head.layers(self.mask_pooler(features, boxes))
+
+    def predict(
+        self, features: list[Tensor], boxes: list[Boxes], classes: list[Tensor]
+    ) -> list[Tensor]:
+        """Mask probabilities, (n, M, M) for the n boxes of each image, of the class of each box."""
+        logits = self(features, boxes)
+        chosen = logits[torch.arange(len(logits), device=logits.device), torch.cat(classes)]
+        return list(chosen.float().sigmoid().split([len(b) for b in boxes]))
+
+    @torch.no_grad()
+    def sample(self, detections: list[Instances], gt_instances: list[Instances]) -> list[Instances]:
+        """The regions that masks are trained on: ground truth and detections that meet it.
+
+        "For thing prediction, we add the ground truth boxes to the proposals set and run the thing
+        head for all proposals" (Sec. IV-B). All positives are used; a region learns the mask and
+        the class of the ground truth it meets, whatever class was predicted.
+
+        Args:
+            detections: the current detections of each image, with ``pred_boxes``.
+            gt_instances: of each image, with ``gt_boxes``, ``gt_classes`` and ``gt_masks``.
+
+        Returns:
+            For each image ``proposal_boxes``, ``gt_classes`` and ``gt_masks``.
+        """
+        regions = []
+        for found, gt in zip(detections, gt_instances, strict=True):
+            own = torch.arange(len(gt), device=gt.gt_boxes.device)
+            matched, positive = self.proposal_matcher(pairwise_iou(gt.gt_boxes, found.pred_boxes))
+            positive = positive == 1
+            boxes = Boxes.cat([gt.gt_boxes, found.pred_boxes[positive]])
+            which = torch.cat([own, matched[positive]])
+            regions.append(
+                Instances(
+                    gt.image_size,
+                    proposal_boxes=boxes,
+                    gt_classes=gt.gt_classes[which],
+                    gt_masks=gt.gt_masks[which],
+                )
+            )
+        return regions
+
+    def losses(self, features: list[Tensor], regions: list[Instances]) -> dict[str, Tensor]:
+        """``loss_mask`` of what :meth:`sample` gave: the mean over regions and pixels."""
+        logits = self(features, [r.proposal_boxes for r in regions])
+        size = logits.shape[-1]
+        targets = [r.gt_masks.crop_and_resize(r.proposal_boxes.tensor, size) for r in regions]
+        classes = torch.cat([r.gt_classes for r in regions])
+        loss = mask_loss(logits, classes, torch.cat(targets))
+        return {"loss_mask": loss / mean_over_processes(len(logits), like=logits)}
+
+
+def mask_loss(logits: Tensor, classes: Tensor, targets: Tensor) -> Tensor:
+    """Binary cross-entropy on the channel of each region's class.
+
+    Args:
+        logits: (R, K, M, M).
+        classes: (R,).
+        targets: (R, M, M) bool.
+
+    Returns:
+        The sum over regions of the mean over pixels.
+    """
+    chosen = logits[torch.arange(len(logits), device=logits.device), classes]
+    loss = F.binary_cross_entropy_with_logits(chosen, targets.to(chosen.dtype), reduction="none")
+    return loss.mean(dim=(1, 2)).sum()
+
+
+def paste_masks(probabilities: Tensor, boxes: Boxes, size: tuple[int, int]) -> Tensor:
+    """Bring mask probabilities (n, M, M) to bool masks (n, *size) at their boxes."""
+    if len(boxes) == 0:
+        return torch.zeros((0, *size), dtype=torch.bool, device=probabilities.device)
+    return paste_masks_in_image(probabilities, boxes, size, threshold=0.5)

@@ -1,0 +1,168 @@
+"""From instances and stuff to one panoptic map: the merge and the box fill (Sec. IV-B).
+
+Legend: N instances, H x W pixels, S stuff labels ('other' or the things' labels included).
+Everything stays on the device of its inputs; the host waits for it a fixed number of times,
+however many instances there are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import torch
+from torch import Tensor
+
+FREE = 0
+"""Value of a pixel that no segment claims; void in the result."""
+
+
+def merge_panoptic(
+    masks: Tensor,
+    boxes: Tensor,
+    scores: Tensor,
+    classes: Tensor,
+    stuff_labels: Tensor | None,
+    *,
+    num_stuff_labels: int,
+    thing_labels: Collection[int],
+    score_thresh: float,
+    overlap_thresh: float,
+    stuff_area_limit: int,
+    box_fill_min_free: float | None,
+) -> tuple[Tensor, list[dict]]:
+    """Merge things and stuff in favour of things, then fill with boxes what is left.
+
+    Args:
+        masks: (N, H, W) bool.
+        boxes: (N, 4) float, x1 y1 x2 y2 in pixels of the map.
+        scores, classes: (N,) float and int64, contiguous thing ids.
+        stuff_labels: (H, W) int64, 0 to S - 1; None without a stuff branch.
+        num_stuff_labels: S.
+        thing_labels: the stuff labels that are left out because they are things.
+        score_thresh: instances below it are dropped.
+        overlap_thresh: an instance is dropped when more than this share of its mask is taken.
+        stuff_area_limit: pixels that a stuff segment needs at least.
+        box_fill_min_free: the share of a box that must be free for the box to be filled; None
+            leaves the fill out.
+
+    Returns:
+        The map, (H, W) int32 with 0 for void, and its segments in ascending id: dicts with ``id``,
+        ``isthing``, ``category_id`` (thing id or stuff label), ``score`` (things) and ``area``.
+    """
+    order = torch.argsort(scores, descending=True, stable=True)
+    # In double, as a threshold of 0.37 means 0.37 and not the nearest float32.
+    order = order[scores[order].double() >= score_thresh]
+    panoptic = paint_instances(masks[order], overlap_thresh)
+    if stuff_labels is not None:
+        paint_stuff(
+            panoptic,
+            stuff_labels,
+            first_id=len(order) + 1,
+            num_labels=num_stuff_labels,
+            left_out=thing_labels,
+            area_limit=stuff_area_limit,
+        )
+    if box_fill_min_free is not None:
+        fill_boxes(panoptic, boxes[order], box_fill_min_free)
+    return _describe(panoptic, scores[order], classes[order], num_stuff_labels)
+
+
+def paint_instances(masks: Tensor, overlap_thresh: float) -> Tensor:
+    """Give each instance the pixels of its mask that nobody before it has.
+
+    Args:
+        masks: (N, H, W) bool, best first.
+        overlap_thresh: see :func:`merge_panoptic`.
+
+    Returns:
+        (H, W) int32: i + 1 where instance i is, 0 elsewhere.
+    """
+    panoptic = masks.new_zeros(masks.shape[1:], dtype=torch.int32)
+    for i, window in enumerate(_windows(masks)):
+        mask, region = masks[i][window], panoptic[window]
+        free = mask & (region == FREE)
+        area = mask.sum()
+        # Stays on the device; an empty mask gives nan, which paints nothing.
+        keep = (area - free.sum()).double() / area <= overlap_thresh
+        region.masked_fill_(free & keep, i + 1)
+    return panoptic
+
+
+def paint_stuff(
+    panoptic: Tensor,
+    labels: Tensor,
+    *,
+    first_id: int,
+    num_labels: int,
+    left_out: Collection[int],
+    area_limit: int,
+) -> None:
+    """Give the free pixels of each stuff label, if they are enough, the id first_id + label.
+
+    Args:
+        panoptic: (H, W) int32, changed in place.
+        labels: (H, W) int64.
+        first_id, num_labels: see above; labels are below ``num_labels``.
+        left_out: labels that are not painted.
+        area_limit: free pixels that a label needs at least.
+    """
+    free = panoptic == FREE
+    ids = torch.arange(first_id, first_id + num_labels, dtype=torch.int32, device=labels.device)
+    ids[list(left_out)] = FREE
+    ids[torch.bincount(labels[free], minlength=num_labels) < area_limit] = FREE
+    torch.where(free, ids[labels], panoptic, out=panoptic)
+
+
+def fill_boxes(panoptic: Tensor, boxes: Tensor, min_free: float) -> None:
+    """Give each detection the free pixels of its box when they are enough of the box (Sec. IV-B).
+
+    The pixels join the detection's own segment if it has one; otherwise they are its segment.
+
+    Args:
+        panoptic: (H, W) int32 with i + 1 where detection i is, changed in place.
+        boxes: (N, 4) float, best first; sides are truncated to whole pixels, ends excluded.
+        min_free: see :func:`merge_panoptic`.
+    """
+    for i, (x1, y1, x2, y2) in enumerate(boxes.clamp(min=0).long().tolist()):
+        region = panoptic[y1:y2, x1:x2]
+        if region.numel():
+            free = region == FREE
+            enough = free.sum().double() / region.numel() >= min_free
+            region.masked_fill_(free & enough, i + 1)
+
+
+def _windows(masks: Tensor) -> list[tuple[slice, slice]]:
+    """The smallest window of rows and columns around each mask, with one wait for the device."""
+    sides = []
+    for occupied in (masks.any(dim=2), masks.any(dim=1)):
+        occupied = occupied.to(torch.uint8)
+        # The first of equal maxima is the first row (column) that has a pixel.
+        first = occupied.argmax(dim=1)
+        last = occupied.shape[1] - occupied.flip(1).argmax(dim=1)
+        sides += [first, last]
+    return [
+        (slice(top, bottom), slice(left, right))
+        for top, bottom, left, right in torch.stack(sides, dim=1).tolist()
+    ]
+
+
+def _describe(
+    panoptic: Tensor, scores: Tensor, classes: Tensor, num_stuff_labels: int
+) -> tuple[Tensor, list[dict]]:
+    """Number the segments from 1 without gaps and list them."""
+    num_things = len(scores)
+    areas = torch.bincount(panoptic.flatten(), minlength=1 + num_things + num_stuff_labels).tolist()
+    scores, classes = scores.tolist(), classes.tolist()
+    new_ids, segments = [FREE] * len(areas), []
+    for old_id, area in enumerate(areas):
+        if old_id == FREE or area == 0:
+            continue
+        new_ids[old_id] = len(segments) + 1
+        segment = {"id": new_ids[old_id], "isthing": old_id <= num_things, "area": area}
+        if segment["isthing"]:
+            segment |= {"category_id": classes[old_id - 1], "score": scores[old_id - 1]}
+        else:
+            segment["category_id"] = old_id - 1 - num_things
+        segments.append(segment)
+    lookup = torch.tensor(new_ids, dtype=torch.int32, device=panoptic.device)
+    return lookup[panoptic.long()], segments

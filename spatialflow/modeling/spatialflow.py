@@ -1,0 +1,273 @@
+"""SpatialFlow, the meta-architecture: the order in which data walks through the model.
+
+    image -> backbone and FPN -> sub-networks and flows -> boxes, masks, stuff scores -> one map
+
+Legend: N images, C channels, P3 to P7 the FPN levels, H x W the size of the output.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Sequence
+
+import torch
+from detectron2.config import configurable
+from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone
+from detectron2.structures import Boxes, ImageList, Instances
+from torch import Tensor, nn
+
+from .detection import DensePredictions, Detector
+from .mask_head import ThingHead, paste_masks
+from .panoptic import merge_panoptic
+from .stuff_head import StuffHead
+from .subnets import SEGMENTATION_LEVELS, SubnetFeatures, Subnetworks
+
+PYRAMID = ("p3", "p4", "p5", "p6", "p7")
+
+
+@META_ARCH_REGISTRY.register()
+class SpatialFlow(nn.Module):
+    """A RetinaNet with four sub-networks, information flows, and a thing and a stuff branch.
+
+    Args:
+        backbone: gives p3 to p7.
+        subnets: the sub-networks and the flows between them.
+        detector: cls and reg heads.
+        thing_head: None without the thing branch.
+        stuff_head: None without the stuff branch.
+        pixel_mean, pixel_std: of the channels of the input, in its order.
+        thing_labels_in_stuff: stuff labels that the merge leaves out because they are things.
+        score_thresh, overlap_thresh, stuff_area_limit, box_fill_min_free: of the merge, see
+            :func:`.panoptic.merge_panoptic`.
+        panoptic_on: whether things and stuff are merged.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        backbone: Backbone,
+        subnets: Subnetworks,
+        detector: Detector,
+        thing_head: ThingHead | None,
+        stuff_head: StuffHead | None,
+        pixel_mean: Sequence[float],
+        pixel_std: Sequence[float],
+        thing_labels_in_stuff: Collection[int] = (0,),
+        score_thresh: float = 0.37,
+        overlap_thresh: float = 0.37,
+        stuff_area_limit: int = 4900,
+        box_fill_min_free: float | None = 0.6,
+        panoptic_on: bool = True,
+    ):
+        super().__init__()
+        self.backbone = backbone
+        self.subnets = subnets
+        self.detector = detector
+        self.thing_head = thing_head
+        self.stuff_head = stuff_head
+        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
+        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
+        self.thing_labels_in_stuff = tuple(thing_labels_in_stuff)
+        self.score_thresh = score_thresh
+        self.overlap_thresh = overlap_thresh
+        self.stuff_area_limit = stuff_area_limit
+        self.box_fill_min_free = box_fill_min_free
+        self.panoptic_on = panoptic_on and thing_head is not None and stuff_head is not None
+
+    @classmethod
+    def from_config(cls, cfg) -> dict:
+        """The parts from the keys of :mod:`spatialflow.config`."""
+        backbone = build_backbone(cfg)
+        shapes = {name: backbone.output_shape()[name] for name in PYRAMID}
+        segmentation_shapes = {name: shapes[name] for name in PYRAMID[:SEGMENTATION_LEVELS]}
+        keys, combine = cfg.MODEL.SPATIALFLOW, cfg.MODEL.PANOPTIC_FPN.COMBINE
+        return {
+            "backbone": backbone,
+            "subnets": Subnetworks(cfg, shapes["p3"].channels),
+            "detector": Detector(cfg, list(shapes.values()), backbone.size_divisibility),
+            "thing_head": ThingHead(cfg, segmentation_shapes) if keys.THING_ON else None,
+            "stuff_head": StuffHead(cfg, segmentation_shapes) if keys.STUFF_ON else None,
+            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+            "pixel_std": cfg.MODEL.PIXEL_STD,
+            "thing_labels_in_stuff": keys.THING_LABELS_IN_STUFF,
+            "score_thresh": combine.INSTANCES_CONFIDENCE_THRESH,
+            "overlap_thresh": combine.OVERLAP_THRESH,
+            "stuff_area_limit": combine.STUFF_AREA_LIMIT,
+            "box_fill_min_free": keys.BOX_FILL.MIN_FREE if keys.BOX_FILL.ENABLED else None,
+            "panoptic_on": combine.ENABLED,
+        }
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.pixel_mean.device
+
+    def forward(self, batched_inputs: list[dict]) -> dict[str, Tensor] | list[dict]:
+        """Losses in training, results in evaluation.
+
+        Args:
+            batched_inputs: one dict an image. ``image``: (3, h, w) in the config's channel order;
+                ``height`` and ``width``: the output size (default: h and w). In training also
+                ``instances`` (``gt_boxes``, ``gt_classes``, ``gt_masks``), ``sem_seg`` (h, w)
+                int64, and ``crowd_boxes``.
+
+        Returns:
+            In training ``loss_cls``, ``loss_box_reg``, ``loss_mask`` and ``loss_sem_seg``, scalars,
+            the last two where their branch is on. In evaluation a dict an image: ``instances``
+            (``pred_boxes``, ``scores``, ``pred_classes``, ``pred_masks``), ``sem_seg`` (S, H, W)
+            scores, and ``panoptic_seg``, the map (H, W) int32 and its segments.
+        """
+        if self.training:
+            return self.losses(batched_inputs)
+        results: list[dict] = [{}] * len(batched_inputs)
+        # Images that pad to one size run together: an image's result never depends on its batch.
+        for indices in self._groups_of_one_size(batched_inputs):
+            group = self.inference([batched_inputs[i] for i in indices])
+            for i, result in zip(indices, group, strict=True):
+                results[i] = result
+        return results
+
+    def losses(self, batched_inputs: list[dict]) -> dict[str, Tensor]:
+        """The terms of eq. (6), each already weighted."""
+        images = self.preprocess_image(batched_inputs)
+        gt_instances = [x["instances"].to(self.device) for x in batched_inputs]
+        crowd_boxes = [x["crowd_boxes"].to(self.device) for x in batched_inputs]
+        features = self.extract_features(images)
+        predictions = self.detector(features.cls, features.reg)
+        anchors = self.detector.anchor_generator(features.cls)
+        targets = self.detector.label_anchors(
+            anchors, gt_instances, crowd_boxes, [x.shape[-2:] for x in features.cls]
+        )
+        losses = self.detector.losses(predictions, anchors, targets)
+        if self.thing_head is not None:
+            detections = self._detections_in_training(predictions, anchors, images)
+            regions = self.thing_head.sample(detections, gt_instances)
+            losses |= self.thing_head.losses(features.thing, regions)
+        if self.stuff_head is not None:
+            losses |= self.stuff_head.losses(features.stuff, self._stuff_targets(batched_inputs))
+        return losses
+
+    @torch.no_grad()
+    def inference(self, batched_inputs: list[dict]) -> list[dict]:
+        """The results of images that pad to one size, see :meth:`forward`."""
+        images = self.preprocess_image(batched_inputs)
+        output_sizes = [
+            (x.get("height", size[0]), x.get("width", size[1]))
+            for x, size in zip(batched_inputs, images.image_sizes, strict=True)
+        ]
+        features = self.extract_features(images)
+        instances = self.detect(features, images.image_sizes, output_sizes)
+        results = [{"instances": found} for found in instances]
+        if self.thing_head is not None:
+            masks = self.predict_masks(features, instances, images.image_sizes)
+            for found, masks_i in zip(instances, masks, strict=True):
+                found.pred_masks = paste_masks(masks_i, found.pred_boxes, found.image_size)
+        if self.stuff_head is not None:
+            scores = self.stuff_scores(features, images.image_sizes, output_sizes)
+            for result, scores_i in zip(results, scores, strict=True):
+                result["sem_seg"] = scores_i
+        if self.panoptic_on:
+            for result in results:
+                result["panoptic_seg"] = self.merge(result["instances"], result["sem_seg"])
+        return results
+
+    def preprocess_image(self, batched_inputs: list[dict]) -> ImageList:
+        """Normalise the images, then pad them with zeros to one size the backbone can take."""
+        images = [
+            (x["image"].to(self.device) - self.pixel_mean) / self.pixel_std for x in batched_inputs
+        ]
+        return ImageList.from_tensors(
+            images,
+            self.backbone.size_divisibility,
+            padding_constraints=self.backbone.padding_constraints,
+        )
+
+    def extract_features(self, images: ImageList) -> SubnetFeatures:
+        """Backbone, FPN, sub-networks and flows."""
+        pyramid = self.backbone(images.tensor)
+        return self.subnets([pyramid[name] for name in PYRAMID])
+
+    def detect(
+        self,
+        features: SubnetFeatures,
+        image_sizes: list[tuple[int, int]],
+        output_sizes: list[tuple[int, int]],
+    ) -> list[Instances]:
+        """Detections of each image at its output size: boxes, scores and classes."""
+        predictions = self.detector(features.cls, features.reg)
+        anchors = self.detector.anchor_generator(features.cls)
+        return self.detector.inference(predictions, anchors, image_sizes, output_sizes)
+
+    def predict_masks(
+        self,
+        features: SubnetFeatures,
+        instances: list[Instances],
+        image_sizes: list[tuple[int, int]],
+    ) -> list[Tensor]:
+        """Mask probabilities (n, M, M) for given boxes, of the class of each.
+
+        Args:
+            features: of the images.
+            instances: ``pred_boxes`` at the output size and ``pred_classes``.
+            image_sizes: (height, width) of each network input without padding.
+        """
+        boxes = []
+        for found, (height, width) in zip(instances, image_sizes, strict=True):
+            boxes_i = found.pred_boxes.clone()
+            boxes_i.scale(width / found.image_size[1], height / found.image_size[0])
+            boxes.append(boxes_i)
+        return self.thing_head.predict(features.thing, boxes, [i.pred_classes for i in instances])
+
+    def stuff_scores(
+        self,
+        features: SubnetFeatures,
+        image_sizes: list[tuple[int, int]],
+        output_sizes: list[tuple[int, int]],
+    ) -> list[Tensor]:
+        """Stuff scores (S, H, W) of each image at its output size."""
+        scores = self.stuff_head(features.stuff)
+        return [
+            self.stuff_head.postprocess(*one)
+            for one in zip(scores, image_sizes, output_sizes, strict=True)
+        ]
+
+    def merge(self, instances: Instances, stuff_scores: Tensor) -> tuple[Tensor, list[dict]]:
+        """The panoptic map and its segments from the instances and stuff scores of one image."""
+        return merge_panoptic(
+            instances.pred_masks,
+            instances.pred_boxes.tensor,
+            instances.scores,
+            instances.pred_classes,
+            stuff_scores.argmax(dim=0),
+            num_stuff_labels=len(stuff_scores),
+            thing_labels=self.thing_labels_in_stuff,
+            score_thresh=self.score_thresh,
+            overlap_thresh=self.overlap_thresh,
+            stuff_area_limit=self.stuff_area_limit,
+            box_fill_min_free=self.box_fill_min_free,
+        )
+
+    @torch.no_grad()
+    def _detections_in_training(
+        self, predictions: DensePredictions, anchors: list[Boxes], images: ImageList
+    ) -> list[Instances]:
+        """What the detector finds now, to train masks on (Sec. IV-B, NMS at 0.4)."""
+        return self.detector.inference(predictions, anchors, images.image_sizes, images.image_sizes)
+
+    def _stuff_targets(self, batched_inputs: list[dict]) -> Tensor:
+        """(N, h, w) int64 stuff labels, padded as the images are with the ignored value."""
+        return ImageList.from_tensors(
+            [x["sem_seg"].to(self.device) for x in batched_inputs],
+            self.backbone.size_divisibility,
+            self.stuff_head.ignore_value,
+            self.backbone.padding_constraints,
+        ).tensor
+
+    def _groups_of_one_size(self, batched_inputs: list[dict]) -> list[list[int]]:
+        groups: dict[tuple[int, ...], list[int]] = {}
+        unit = max(self.backbone.size_divisibility, 1)
+        for i, x in enumerate(batched_inputs):
+            padded = tuple(math.ceil(side / unit) for side in x["image"].shape[-2:])
+            groups.setdefault(padded, []).append(i)
+        return list(groups.values())

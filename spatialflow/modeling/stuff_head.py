@@ -1,0 +1,117 @@
+"""The stuff branch: Semantic FPN's head on the stuff features at strides 8, 16 and 32.
+
+Legend: N images, S labels ('other' included), H x W the padded network input.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from detectron2.config import configurable
+from detectron2.layers import ShapeSpec
+from detectron2.modeling.meta_arch.semantic_seg import SemSegFPNHead
+from detectron2.modeling.postprocessing import sem_seg_postprocess
+from torch import Tensor, nn
+
+from .loss_normalizer import mean_over_processes
+
+
+class StuffHead(SemSegFPNHead):
+    """Detectron2's Semantic FPN head with this project's loss and resizing (Sec. III-A, Fig. 3b).
+
+    Args:
+        input_shape: of the stuff features by name.
+        align_corners: of every bilinear upsampling.
+        resize: "bilinear" or "nearest", how scores are brought to the output size.
+        kwargs: of Detectron2's head.
+
+    Raises:
+        ValueError: another ``resize``.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        input_shape: dict[str, ShapeSpec],
+        *,
+        align_corners: bool = False,
+        resize: str = "bilinear",
+        **kwargs,
+    ):
+        super().__init__(input_shape, **kwargs)
+        if resize not in ("bilinear", "nearest"):
+            raise ValueError(
+                f"MODEL.SPATIALFLOW.STUFF_RESIZE is {resize!r}; give 'bilinear' or 'nearest'."
+            )
+        self.align_corners = align_corners
+        self.resize = resize
+        for module in self.modules():
+            if isinstance(module, nn.Upsample):
+                module.align_corners = align_corners
+
+    @classmethod
+    def from_config(cls, cfg, input_shape: dict[str, ShapeSpec]) -> dict:
+        """``input_shape``: of exactly the levels that the stuff branch sees."""
+        head = cfg.MODEL.SEM_SEG_HEAD
+        return {
+            "input_shape": input_shape,
+            "num_classes": head.NUM_CLASSES,
+            "conv_dims": head.CONVS_DIM,
+            "common_stride": head.COMMON_STRIDE,
+            "loss_weight": head.LOSS_WEIGHT,
+            "norm": head.NORM,
+            "ignore_value": head.IGNORE_VALUE,
+            "align_corners": cfg.MODEL.SPATIALFLOW.ALIGN_CORNERS,
+            "resize": cfg.MODEL.SPATIALFLOW.STUFF_RESIZE,
+        }
+
+    def forward(self, features: list[Tensor]) -> Tensor:
+        """Scores (N, S, H, W) from stuff_4 of P3 to P5, each (N, C, H_i, W_i)."""
+        scores = self.layers(dict(zip(self.in_features, features, strict=True)))
+        return F.interpolate(
+            scores.float(),
+            scale_factor=self.common_stride,
+            mode="bilinear",
+            align_corners=self.align_corners,
+        )
+
+    def losses(self, features: list[Tensor], targets: Tensor) -> dict[str, Tensor]:
+        """``loss_sem_seg``, lambda times the mean over the pixels that have a label (eq. 6).
+
+        Args:
+            features: see :meth:`forward`.
+            targets: (N, H, W) int64.
+        """
+        loss = stuff_loss(self(features), targets, self.ignore_value)
+        labelled = mean_over_processes((targets != self.ignore_value).sum(), like=targets)
+        return {"loss_sem_seg": self.loss_weight * loss / labelled}
+
+    def postprocess(
+        self, scores: Tensor, image_size: tuple[int, int], output_size: tuple[int, int]
+    ) -> Tensor:
+        """Scores of one image at the output size.
+
+        Args:
+            scores: (S, H, W), padding included.
+            image_size: (height, width) of the image without padding.
+            output_size: (height, width) wanted.
+
+        Returns:
+            (S, *output_size).
+        """
+        if image_size == output_size:
+            return scores[:, : image_size[0], : image_size[1]]
+        if self.resize == "bilinear":
+            return sem_seg_postprocess(scores, image_size, *output_size)
+        inside = scores[None, :, : image_size[0], : image_size[1]]
+        return F.interpolate(inside, size=output_size, mode="nearest")[0]
+
+
+def stuff_loss(scores: Tensor, targets: Tensor, ignore_value: int) -> Tensor:
+    """The sum of the cross-entropy over the pixels that have a label.
+
+    Args:
+        scores: (N, S, H, W).
+        targets: (N, H, W) int64.
+        ignore_value: target of pixels without a label.
+    """
+    return F.cross_entropy(scores, targets, ignore_index=ignore_value, reduction="sum")
