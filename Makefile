@@ -1,0 +1,48 @@
+# SpatialFlow on Detectron2. `make` lists the targets.
+
+# The Python, 3.10 to 3.12, to make .venv from; a Detectron2 that it can import is used as it is.
+PYTHON ?= python3
+# Further arguments of `make test` and `make demo`: make test ARGS="-k merge -x"
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint format doctor clean distclean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1|\2/p' $(MAKEFILE_LIST) | \
+		while IFS='|' read -r target text; do printf '%-16s %s\n' "$$target" "$$text"; done
+
+install: $(STAMP) ## make .venv with everything in it (again only when what it needs has changed)
+
+$(STAMP): pyproject.toml constraints.txt tools/install.py
+	$(PYTHON) tools/install.py --venv $(VENV)
+	@touch $@
+
+demo: $(STAMP) ## train on toy scenes, evaluate, write pictures (CPU, minutes)
+	$(BIN)/python tools/toy_demo.py $(ARGS)
+
+# Two processes; the tests of a file stay together, since they may share a slow fixture.
+test: $(STAMP) ## run the test suite
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+
+lint: $(STAMP) ## check style and common mistakes
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(STAMP) ## format the code, mend what ruff can mend
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+doctor: $(STAMP) ## say what is installed, what is missing, and what to do about it
+	$(BIN)/python -m spatialflow.doctor
+
+clean: ## remove caches and builds (not .venv, datasets or output)
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+distclean: clean ## clean, and remove .venv too
+	rm -rf $(VENV)
