@@ -1,0 +1,190 @@
+"""Reading datasets in COCO panoptic format: an image folder, a folder of id-coded PNGs, one JSON.
+
+A dataset dict of this module is one image::
+
+    {"file_name", "image_id", "height", "width", "pan_seg_file_name",
+     "segments_info": [{"id", "category_id", "isthing", "stuff_label", "iscrowd", "area", "bbox"}]}
+
+with ``category_id`` the thing class or the stuff label, ``stuff_label`` the label of the segment's
+pixels for the stuff head (:class:`spatialflow.data.categories.SegmentClass`), ``area`` in pixels
+and ``bbox`` x, y, width, height, both as the JSON has them. Everything that can be checked without
+opening an image is checked while reading.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from .categories import Categories, SegmentClass
+
+_REQUIRED_FIELDS = {
+    "images": ("id", "file_name", "height", "width"),
+    "annotations": ("image_id", "file_name", "segments_info"),
+}
+
+
+def read_panoptic_json(path: str) -> dict[str, Any]:
+    """A COCO panoptic JSON, checked to be one.
+
+    Returns:
+        dict with the lists ``images``, ``annotations`` and ``categories``.
+
+    Raises:
+        FileNotFoundError: the file is not there.
+        ValueError: it is no JSON, or a JSON of another kind.
+    """
+    try:
+        content = json.loads(Path(path).read_bytes())
+    except FileNotFoundError as e:
+        raise FileNotFoundError(f"Panoptic JSON {path} is not there.") from e
+    except ValueError as e:
+        raise ValueError(f"{path} is not valid JSON: {e}") from e
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is no COCO panoptic JSON: it holds a {type(content).__name__}.")
+    for key in ("images", "annotations", "categories"):
+        if not isinstance(content.get(key), list):
+            raise ValueError(f"{path} is no COCO panoptic JSON: it has no list {key!r}.")
+    if any("segmentation" in a for a in content["annotations"][:1]):
+        raise ValueError(
+            f"{path} is an instances JSON; a panoptic JSON, with segments_info for each image, is "
+            "needed."
+        )
+    for key, fields in _REQUIRED_FIELDS.items():
+        for entry in content[key]:
+            missing = [f for f in fields if f not in entry]
+            if missing:
+                raise ValueError(
+                    f"{path}: an entry of {key!r} has no {missing[0]!r}: {entry}"[:500]
+                )
+    return content
+
+
+def read_categories(panoptic_json: str) -> Categories:
+    """Classes from the categories of a COCO panoptic JSON; errors name the file."""
+    content = read_panoptic_json(panoptic_json)
+    try:
+        return Categories.from_json(content["categories"])
+    except ValueError as e:
+        raise ValueError(f"{panoptic_json}: {e}") from e
+
+
+def load_coco_panoptic(
+    image_root: str,
+    panoptic_root: str,
+    panoptic_json: str,
+    categories: Categories,
+    image_file: Callable[[dict[str, Any]], str] = lambda image: image["file_name"],
+) -> list[dict[str, Any]]:
+    """Dataset dicts of a dataset in COCO panoptic format, in the order of its annotations.
+
+    Args:
+        image_root: folder of the images.
+        panoptic_root: folder of the PNGs.
+        panoptic_json: path of the JSON.
+        categories: the classes that segments may have.
+        image_file: from an entry of ``images`` to the path of the image below ``image_root``.
+
+    Returns:
+        One dict an image, see the module's docstring.
+
+    Raises:
+        FileNotFoundError: a folder, the JSON, an image or a PNG is not there.
+        ValueError: the JSON is none, is empty, or contradicts itself.
+    """
+    content = read_panoptic_json(panoptic_json)
+    images = {image["id"]: image for image in content["images"]}
+    annotations = content["annotations"]
+    _check_pairs(images, annotations, panoptic_json)
+    _check_files(image_root, [image_file(image) for image in images.values()], "image")
+    _check_files(panoptic_root, [a["file_name"] for a in annotations], "panoptic PNG")
+    classes = categories.segment_classes
+    dicts = []
+    for annotation in annotations:
+        image = images[annotation["image_id"]]
+        dicts.append(
+            {
+                "file_name": os.path.join(image_root, image_file(image)),
+                "image_id": image["id"],
+                "height": image["height"],
+                "width": image["width"],
+                "pan_seg_file_name": os.path.join(panoptic_root, annotation["file_name"]),
+                "segments_info": _segments(annotation, classes, panoptic_json),
+            }
+        )
+    return dicts
+
+
+def _check_pairs(images: dict, annotations: list[dict[str, Any]], panoptic_json: str) -> None:
+    if not annotations:
+        raise ValueError(f"{panoptic_json} has no annotations: the dataset is empty.")
+    annotated: set = set()
+    for annotation in annotations:
+        image_id, file_name = annotation["image_id"], annotation["file_name"]
+        if image_id not in images:
+            raise ValueError(
+                f"{panoptic_json}: the annotation of {file_name} has image_id {image_id!r}, which "
+                "is not in 'images'. Add the image or remove the annotation."
+            )
+        if image_id in annotated:
+            raise ValueError(f"{panoptic_json}: image {image_id!r} is annotated more than once.")
+        annotated.add(image_id)
+    lost = [image["file_name"] for id_, image in images.items() if id_ not in annotated]
+    if lost:
+        raise ValueError(
+            f"{panoptic_json}: {_some(lost)} of 'images' without annotation. Annotate or remove."
+        )
+
+
+def _check_files(root: str, names: Iterable[str], kind: str) -> None:
+    if not os.path.isdir(root):
+        raise FileNotFoundError(f"{kind[0].upper()}{kind[1:]} folder {root} is not there.")
+    # One listing a folder: asking for each file on its own takes minutes on network storage.
+    listings: dict[str, set[str]] = {}
+    missing = []
+    for name in names:
+        folder, base = os.path.split(os.path.join(root, name))
+        if folder not in listings:
+            listings[folder] = set(os.listdir(folder)) if os.path.isdir(folder) else set()
+        if base not in listings[folder]:
+            missing.append(name)
+    if missing:
+        raise FileNotFoundError(f"{kind[0].upper()}{kind[1:]} missing in {root}: {_some(missing)}.")
+
+
+def _segments(
+    annotation: dict[str, Any], classes: dict[int, SegmentClass], panoptic_json: str
+) -> list[dict[str, Any]]:
+    segments, ids = [], set()
+    for s in annotation["segments_info"]:
+        where = f"{panoptic_json}, {annotation['file_name']}: segment {s.get('id')}"
+        if not isinstance(s.get("id"), int) or not 0 < s["id"] < 2**24:
+            raise ValueError(f"{where}: the id must be an integer from 1 to 2^24 - 1.")
+        if s["id"] in ids:
+            raise ValueError(f"{where} is listed twice; ids must differ within an image.")
+        if s.get("category_id") not in classes:
+            raise ValueError(
+                f"{where} has category id {s.get('category_id')}, which is not in the dataset's "
+                f"categories {sorted(classes)}."
+            )
+        ids.add(s["id"])
+        c = classes[s["category_id"]]
+        segments.append(
+            {
+                "id": s["id"],
+                "category_id": c.category_id,
+                "isthing": c.isthing,
+                "stuff_label": c.stuff_label,
+                "iscrowd": int(s.get("iscrowd", 0)),
+                **{k: s[k] for k in ("area", "bbox") if k in s},
+            }
+        )
+    return segments
+
+
+def _some(names: list[str]) -> str:
+    shown = ", ".join(names[:5])
+    return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"

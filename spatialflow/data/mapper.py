@@ -1,0 +1,169 @@
+"""From a dataset dict to the model's input: reading, augmenting, deriving the targets."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetMapper, detection_utils
+from detectron2.data import transforms as T
+from detectron2.structures import BitMasks, Boxes, Instances
+from PIL import Image
+
+from . import targets
+
+
+class Cv2ResizeTransform(T.ResizeTransform):
+    """Resize by OpenCV: bilinear without antialiasing for images, nearest for labels."""
+
+    def apply_image(self, img: np.ndarray, interp: int | None = None) -> np.ndarray:
+        """Resize an (H, W) or (H, W, C) array."""
+        flag = cv2.INTER_NEAREST if interp == Image.NEAREST else cv2.INTER_LINEAR
+        return cv2.resize(np.ascontiguousarray(img), (self.new_w, self.new_h), interpolation=flag)
+
+
+class Cv2ResizeShortestEdge(T.ResizeShortestEdge):
+    """Detectron2's resize with the pixels of the authors' pipeline."""
+
+    def get_transform(self, image: np.ndarray) -> T.Transform:
+        """Sample the shorter edge and return the transform for an (H, W, C) image."""
+        resize = super().get_transform(image)
+        if isinstance(resize, T.NoOpTransform):
+            return resize
+        return Cv2ResizeTransform(resize.h, resize.w, resize.new_h, resize.new_w)
+
+
+class PanopticMapper(DatasetMapper):
+    """Reads and augments one image and derives its targets.
+
+    In training it returns ``image``, ``height``, ``width``, ``file_name``, ``image_id`` and the
+    targets ``instances``, ``sem_seg`` and ``crowd_boxes``; in inference the first five only.
+    Targets come from the panoptic PNG, or, for Detectron2's ``*_panoptic_separated`` dicts, from
+    instance annotations and semantic PNGs. Things that an augmentation leaves no pixel of are gone.
+    """
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
+        """Arguments of the constructor from the INPUT keys.
+
+        Raises:
+            ValueError: INPUT.RESIZE_WITH is neither "pil" nor "cv2".
+        """
+        args = super().from_config(cfg, is_train)
+        if cfg.INPUT.RESIZE_WITH not in ("pil", "cv2"):
+            raise ValueError(f'INPUT.RESIZE_WITH is "pil" or "cv2", not {cfg.INPUT.RESIZE_WITH!r}.')
+        if cfg.INPUT.RESIZE_WITH == "cv2":
+            args["augmentations"] = [_resize_by_cv2(a) for a in args["augmentations"]]
+        # Boxes are made tight here, because Detectron2 fails on images without instances.
+        args.update(use_instance_mask=True, instance_mask_format="bitmask", recompute_boxes=False)
+        return args
+
+    def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
+        """Map the dict of one image; it is left as it is.
+
+        Raises:
+            FileNotFoundError: the image or its PNG is not there.
+            ValueError: one cannot be read, sizes differ, or PNG and segments have different ids.
+        """
+        dataset_dict = dict(dataset_dict)
+        image = _read(dataset_dict["file_name"], self.image_format)
+        detection_utils.check_image_size(dataset_dict, image)
+        labels = self._read_labels(dataset_dict, image.shape[:2]) if self.is_train else None
+        aug_input = T.AugInput(image, sem_seg=labels)
+        transforms = self.augmentations(aug_input)
+        sample = {k: dataset_dict[k] for k in ("file_name", "image_id", "height", "width")}
+        chw = np.ascontiguousarray(aug_input.image.transpose(2, 0, 1))
+        sample["image"] = torch.as_tensor(chw)
+        if self.is_train:
+            labels = _from_planes(aug_input.sem_seg)
+            if "segments_info" in dataset_dict:
+                sample.update(_panoptic_targets(labels, dataset_dict["segments_info"]))
+            else:
+                sample.update(self._separated_targets(dataset_dict, labels, transforms))
+        return sample
+
+    def _read_labels(self, dataset_dict: dict[str, Any], size: tuple[int, int]) -> np.ndarray:
+        """Index map, or stuff labels for separated dicts, as (H, W, C) byte planes."""
+        if "segments_info" in dataset_dict:
+            file_name = dataset_dict["pan_seg_file_name"]
+            ids = targets.read_panoptic_png(file_name)
+            _check_size(ids, size, file_name, dataset_dict["file_name"])
+            index = targets.index_map(ids, dataset_dict["segments_info"], file_name)
+            # Detectron2 resizes bytes only, so an index map of 16 bits is a picture of two planes.
+            return index.view(np.uint8).reshape(*size, index.itemsize)
+        labels = _read(dataset_dict["sem_seg_file_name"], "L")
+        _check_size(labels, size, dataset_dict["sem_seg_file_name"], dataset_dict["file_name"])
+        return labels
+
+    def _separated_targets(
+        self, dataset_dict: dict[str, Any], labels: np.ndarray, transforms: T.TransformList
+    ) -> dict[str, Any]:
+        annotations = copy.deepcopy(dataset_dict["annotations"])
+        crowds = [
+            detection_utils.transform_instance_annotations(
+                {"bbox": a["bbox"], "bbox_mode": a["bbox_mode"]}, transforms, labels.shape
+            )["bbox"]
+            for a in annotations
+            if a.get("iscrowd", 0)
+        ]
+        crowd_boxes = Boxes(np.array(crowds, np.float32).reshape(-1, 4))
+        mapped = {"annotations": annotations}
+        self._transform_annotations(mapped, transforms, labels.shape)
+        instances = mapped["instances"]
+        if not instances.has("gt_masks"):
+            instances.gt_masks = BitMasks(torch.zeros((0, *labels.shape), dtype=torch.bool))
+        instances.gt_boxes = instances.gt_masks.get_bounding_boxes()
+        return {
+            "instances": instances,
+            "sem_seg": torch.from_numpy(labels.astype(np.int64)),
+            "crowd_boxes": crowd_boxes[crowd_boxes.nonempty()],
+        }
+
+
+def _panoptic_targets(index: np.ndarray, segments: targets.Segments) -> dict[str, Any]:
+    masks, boxes, classes = targets.thing_masks(index, segments)
+    instances = Instances(index.shape)
+    instances.gt_boxes = Boxes(boxes)
+    instances.gt_classes = torch.from_numpy(classes)
+    instances.gt_masks = BitMasks(torch.from_numpy(masks))
+    return {
+        "instances": instances,
+        "sem_seg": torch.from_numpy(targets.stuff_labels(index, segments).astype(np.int64)),
+        "crowd_boxes": Boxes(targets.crowd_boxes(index, segments)),
+    }
+
+
+def _from_planes(planes: np.ndarray) -> np.ndarray:
+    """(H, W[, C]) byte planes -> (H, W) integers of C bytes."""
+    planes = np.ascontiguousarray(planes).reshape(*planes.shape[:2], -1)
+    return planes.view(f"<u{planes.shape[-1]}")[..., 0]
+
+
+def _resize_by_cv2(augmentation: T.Augmentation) -> T.Augmentation:
+    if not isinstance(augmentation, T.ResizeShortestEdge):
+        return augmentation
+    return Cv2ResizeShortestEdge(
+        augmentation.short_edge_length, augmentation.max_size, augmentation.sample_style
+    )
+
+
+def _read(file_name: str, image_format: str) -> np.ndarray:
+    """(H, W, C) uint8 image, turned as its EXIF data says."""
+    try:
+        return detection_utils.read_image(file_name, image_format)
+    except FileNotFoundError as e:
+        raise FileNotFoundError(f"Image {file_name} is not there.") from e
+    except (OSError, SyntaxError) as e:  # Pillow raises either for damaged files
+        raise ValueError(f"Image {file_name} cannot be read, replace it: {e}") from e
+
+
+def _check_size(labels: np.ndarray, size: tuple[int, int], file_name: str, image: str) -> None:
+    if labels.shape[:2] != size:
+        raise ValueError(
+            f"{file_name} is {labels.shape[1]}x{labels.shape[0]} (width x height), but its image "
+            f"{image} is {size[1]}x{size[0]}. They must have the same size."
+        )

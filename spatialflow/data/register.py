@@ -1,0 +1,227 @@
+"""Registering datasets, and the class counts that follow from them."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
+
+from ..config import CLASS_COUNT_UNSET
+from .categories import Categories
+from .coco_panoptic import load_coco_panoptic, read_categories
+
+TOY_DATASETS = {
+    f"toy_panoptic_{split}": (
+        f"toy/{split}",
+        f"toy/panoptic_{split}",
+        f"toy/panoptic_{split}.json",
+    )
+    for split in ("train", "val")
+}
+"""Image folder, PNG folder and JSON of the toy scenes, by dataset name."""
+
+_CLASS_COUNT_KEYS = {
+    "MODEL.RETINANET.NUM_CLASSES": "things",
+    "MODEL.SEM_SEG_HEAD.NUM_CLASSES": "stuff",
+}
+_TOY_HINT = "; make it with 'python -m spatialflow.data.toy'"
+_SEPARATED_HINT = (
+    "; make it with 'python datasets/prepare_panoptic_stuff.py', or use the name without _separated"
+)
+
+
+def datasets_root() -> str:
+    """The folder that relative dataset paths are below: $DETECTRON2_DATASETS or ./datasets."""
+    return os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets"))
+
+
+def register_coco_panoptic(
+    name: str, image_root: str, panoptic_root: str, panoptic_json: str
+) -> None:
+    """Register a dataset in COCO panoptic format under a name for DATASETS.TRAIN and TEST.
+
+    Relative paths are below :func:`datasets_root`. Registering the same again does nothing.
+
+    Args:
+        name: the dataset's name.
+        image_root: folder of the images.
+        panoptic_root: folder of the PNGs, id = R + 256 G + 65536 B.
+        panoptic_json: the JSON with images, annotations and categories.
+
+    Raises:
+        FileNotFoundError: a folder or the JSON is not there.
+        ValueError: the JSON is no panoptic JSON, or the name is taken by something else.
+    """
+    keys = ("image_root", "panoptic_root", "panoptic_json")
+    given = (image_root, panoptic_root, panoptic_json)
+    paths = {k: os.path.join(datasets_root(), p) for k, p in zip(keys, given, strict=True)}
+    if name in DatasetCatalog:
+        metadata = MetadataCatalog.get(name)
+        if all(metadata.get(k) == p for k, p in paths.items()):
+            return
+        taken = {k: metadata.get(k) for k in keys}
+        raise ValueError(f"Dataset name {name} is taken by {taken}; register {paths} otherwise.")
+    _check_paths(name, paths)
+    categories = read_categories(paths["panoptic_json"])
+    MetadataCatalog.get(name).set(
+        **paths,
+        **categories.as_metadata(),
+        evaluator_type="coco_panoptic_seg",
+        ignore_label=255,
+        label_divisor=1000,
+    )
+    DatasetCatalog.register(name, lambda: load_coco_panoptic(**paths, categories=categories))
+
+
+def load_dataset_dicts(name: str) -> list[dict[str, Any]]:
+    """Dataset dicts of a registered panoptic dataset, the same for every way of registration.
+
+    Returns:
+        Dicts as :mod:`spatialflow.data.coco_panoptic` describes them. Those of Detectron2's
+        ``*_panoptic_separated`` names have ``annotations`` and ``sem_seg_file_name`` instead.
+
+    Raises:
+        FileNotFoundError: a folder or file is not there.
+        ValueError: the name is not registered, or the JSON contradicts itself or the metadata.
+    """
+    metadata = _metadata(name)
+    paths = _paths(metadata)
+    _check_paths(name, paths)
+    if "sem_seg_root" in paths:
+        return DatasetCatalog.get(name)
+    categories = Categories.from_metadata(metadata)
+    if metadata.evaluator_type == "cityscapes_panoptic_seg":
+        return load_coco_panoptic(**paths, categories=categories, image_file=_cityscapes_image)
+    return load_coco_panoptic(**paths, categories=categories)
+
+
+def dataset_categories(name: str) -> Categories:
+    """Classes of a registered panoptic dataset; ValueError when the name is not registered."""
+    return Categories.from_metadata(_metadata(name))
+
+
+def prepare_datasets(
+    cfg: CfgNode, splits: Sequence[str] = ("TRAIN", "TEST"), check_files: bool = True
+) -> None:
+    """Register the datasets that a config uses and take the class counts from them.
+
+    Those that DATASETS.REGISTER describes and the toy scenes are registered. Class counts that are
+    unset are set; the others are compared with every dataset.
+
+    Args:
+        cfg: not frozen; changed in place.
+        splits: keys of ``cfg.DATASETS`` with the names of the datasets in use.
+        check_files: look for the folders of all datasets, so that a run does not fail at its
+            first evaluation. Not needed to run a model on other images.
+
+    Raises:
+        FileNotFoundError: a folder or JSON is not there.
+        ValueError: a name is not registered, or class counts or classes differ.
+    """
+    names = list(dict.fromkeys(name for split in splits for name in cfg.DATASETS[split]))
+    for name, *paths in [*_register_entries(cfg), *([n, *p] for n, p in TOY_DATASETS.items())]:
+        if name in names:
+            register_coco_panoptic(name, *paths)
+    categories = {name: dataset_categories(name) for name in names}
+    for name in names:
+        if check_files:
+            _check_paths(name, _paths(_metadata(name)))
+        _check_same_classes(name, names[0], categories)
+    if names:
+        _set_or_check_counts(cfg, names[0], categories[names[0]])
+
+
+def _register_entries(cfg: CfgNode) -> list[list[str]]:
+    for entry in cfg.DATASETS.REGISTER:
+        if len(entry) != 4 or not all(isinstance(e, str) for e in entry):
+            raise ValueError(
+                "DATASETS.REGISTER: each entry is [name, image folder, PNG folder, JSON], not "
+                f"{entry}."
+            )
+    return cfg.DATASETS.REGISTER
+
+
+def _metadata(name: str) -> Metadata:
+    if name not in DatasetCatalog:
+        raise ValueError(
+            f"Dataset {name} is not registered. Add [{name}, image folder, PNG folder, JSON] to "
+            "DATASETS.REGISTER, or call spatialflow.data.register_coco_panoptic first."
+        )
+    return MetadataCatalog.get(name)
+
+
+def _paths(metadata: Metadata) -> dict[str, str]:
+    keys = ["image_root", "panoptic_root", "panoptic_json"]
+    keys += ["sem_seg_root", "json_file"] * bool(metadata.get("sem_seg_root"))
+    paths = {k: metadata.get(k) for k in keys}
+    if None in paths.values():
+        raise ValueError(
+            f"Dataset {metadata.name} is not registered as a panoptic dataset: its metadata has no "
+            f"{next(k for k, p in paths.items() if p is None)}."
+        )
+    return paths
+
+
+def _check_paths(name: str, paths: dict[str, str]) -> None:
+    for key, path in paths.items():
+        if not os.path.exists(path):
+            root = os.getenv("DETECTRON2_DATASETS")
+            hint = _TOY_HINT if name in TOY_DATASETS else ""
+            hint = _SEPARATED_HINT if key == "sem_seg_root" else hint
+            raise FileNotFoundError(
+                f"Dataset {name}: {key} {path} is not there{hint}. Datasets are expected below "
+                f"$DETECTRON2_DATASETS, which is {root or 'not set, so below ./datasets'}; "
+                "datasets/README.md has their layout."
+            )
+
+
+def _cityscapes_image(image: dict[str, Any]) -> str:
+    # The file names that Cityscapes' own script writes into the JSON do not exist.
+    city = image["id"].split("_")[0]
+    return os.path.join(city, f"{image['id']}_leftImg8bit.png")
+
+
+def _check_same_classes(name: str, first: str, categories: dict[str, Categories]) -> None:
+    for key, kind in _CLASS_COUNT_KEYS.items():
+        a, b = ([_plain_name(c.name) for c in getattr(categories[n], kind)] for n in (first, name))
+        if len(a) != len(b):
+            raise ValueError(
+                f"{key} is {len(a)} for dataset {first}, but {len(b)} for dataset {name}; train "
+                "and test on datasets of the same classes."
+            )
+        if a != b:
+            i = next(i for i, pair in enumerate(zip(a, b, strict=True)) if pair[0] != pair[1])
+            raise ValueError(
+                f"Datasets {first} and {name} have different classes: {kind} number {i} is "
+                f"{a[i]!r} in the first, {b[i]!r} in the second."
+            )
+
+
+def _plain_name(name: str) -> str:
+    # Detectron2's separated metadata of COCO leaves these endings out.
+    return name.replace("-other", "").replace("-merged", "")
+
+
+def _set_or_check_counts(cfg: CfgNode, name: str, categories: Categories) -> None:
+    if not categories.things:
+        raise ValueError(f"Dataset {name} has no thing class; detection needs at least one.")
+    for key, kind in _CLASS_COUNT_KEYS.items():
+        count = len(getattr(categories, kind))
+        *nodes, leaf = key.split(".")
+        node = functools.reduce(getattr, nodes, cfg)
+        if node[leaf] not in (CLASS_COUNT_UNSET, count):
+            raise ValueError(
+                f"{key} is set to {node[leaf]}, but dataset {name} has {count}. Leave the key out, "
+                "then it is taken from the dataset."
+            )
+        node[leaf] = count
+    given, needed = cfg.MODEL.SPATIALFLOW.THING_LABELS_IN_STUFF, categories.thing_labels_in_stuff
+    if list(given) != needed:
+        raise ValueError(
+            f"MODEL.SPATIALFLOW.THING_LABELS_IN_STUFF is {given}, but the stuff labels of things "
+            f"in dataset {name} are {needed}; set the key to these."
+        )

@@ -1,0 +1,130 @@
+"""Training targets from a panoptic PNG and its segments: pure numpy functions.
+
+Legend: H, W are the map's size; N things, M crowd regions, S segments of the image. A *segment* is
+an entry of a dataset dict's ``segments_info`` (see :mod:`spatialflow.data.coco_panoptic`). The
+*index map* holds 0 for void and i + 1 for the pixels of segment i; it is what gets augmented, and
+all targets are derived from it, so that boxes, masks and stuff labels cannot disagree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from .categories import VOID_LABEL
+
+Segments = Sequence[dict[str, Any]]
+
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_PNG_BIT_DEPTH, _PNG_COLOR_TYPE = 24, 25  # offsets of these bytes in a PNG's header
+_PNG_RGB = (2, 6)  # colour types RGB and RGB with alpha
+
+
+def read_panoptic_png(path: str) -> np.ndarray:
+    """Segment ids of a panoptic PNG: id = R + 256 G + 65536 B, 0 is void.
+
+    Returns:
+        (H, W) int32.
+
+    Raises:
+        FileNotFoundError: the file is not there.
+        ValueError: it is no PNG, is damaged, or is grey, with a palette or of 16 bits.
+    """
+    try:
+        data = Path(path).read_bytes()
+    except FileNotFoundError as e:
+        raise FileNotFoundError(f"Panoptic PNG {path} is not there.") from e
+    if not data.startswith(_PNG_SIGNATURE) or len(data) <= _PNG_COLOR_TYPE:
+        raise ValueError(f"Panoptic PNG {path} is no PNG file.")
+    if data[_PNG_BIT_DEPTH] != 8 or data[_PNG_COLOR_TYPE] not in _PNG_RGB:
+        raise ValueError(
+            f"Panoptic PNG {path} must be 8-bit RGB (id = R + 256 G + 65536 B), not grey, 16-bit "
+            "or with a palette."
+        )
+    bgr = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    if bgr is None:
+        raise ValueError(f"Panoptic PNG {path} is damaged and cannot be decoded; replace it.")
+    # Four bytes a pixel, read as one little-endian integer; the top byte is the alpha of 255.
+    rgba = cv2.cvtColor(bgr, cv2.COLOR_BGR2RGBA)
+    return rgba.view("<i4")[..., 0] & 0xFFFFFF
+
+
+def index_map(ids: np.ndarray, segments: Segments, file_name: str) -> np.ndarray:
+    """Replace segment ids by the segments' numbers.
+
+    Args:
+        ids: (H, W) segment ids, 0 for void.
+        segments: S segments, every one of which has pixels.
+        file_name: of the PNG, for the messages.
+
+    Returns:
+        (H, W) 0 for void, i + 1 for segment i; uint8, or uint16 for more than 255 segments.
+
+    Raises:
+        ValueError: the map has an id that no segment has, or the reverse.
+    """
+    # Ids are constant along most of a row, so looking up runs is much less work than pixels.
+    flat = ids.reshape(-1)
+    starts = np.concatenate(([0], np.flatnonzero(flat[1:] != flat[:-1]) + 1))
+    found, run_of = np.unique(flat[starts], return_inverse=True)
+    number = {0: 0, **{s["id"]: i + 1 for i, s in enumerate(segments)}}
+    _check_same_ids(set(found.tolist()), number.keys(), file_name)
+    dtype = np.uint8 if len(segments) <= 255 else np.uint16
+    lookup = np.array([number[i] for i in found.tolist()], dtype)
+    lengths = np.diff(starts, append=flat.size)
+    return np.repeat(lookup[run_of], lengths).reshape(ids.shape)
+
+
+def thing_masks(index: np.ndarray, segments: Segments) -> tuple[np.ndarray, ...]:
+    """Masks, boxes and classes of the things that are no crowd and have a pixel in the map.
+
+    Args:
+        index: (H, W) index map.
+
+    Returns:
+        masks (N, H, W) bool; boxes (N, 4) float32, x1 y1 x2 y2 tight around the masks; classes
+        (N,) int64.
+    """
+    numbers = [i + 1 for i, s in enumerate(segments) if s["isthing"] and not s["iscrowd"]]
+    masks, boxes, present = _masks_and_boxes(index, numbers)
+    classes = [segments[n - 1]["category_id"] for n in numbers]
+    return masks[present], boxes[present], np.array(classes, np.int64)[present]
+
+
+def crowd_boxes(index: np.ndarray, segments: Segments) -> np.ndarray:
+    """Boxes (M, 4) float32, x1 y1 x2 y2, of the crowd regions of things in an (H, W) index map."""
+    numbers = [i + 1 for i, s in enumerate(segments) if s["isthing"] and s["iscrowd"]]
+    _, boxes, present = _masks_and_boxes(index, numbers)
+    return boxes[present]
+
+
+def stuff_labels(index: np.ndarray, segments: Segments) -> np.ndarray:
+    """(H, W) uint8 stuff labels of an (H, W) index map; 255 for void."""
+    return np.array([VOID_LABEL, *(s["stuff_label"] for s in segments)], np.uint8)[index]
+
+
+def _check_same_ids(in_png: set[int], in_json: Any, file_name: str) -> None:
+    extra = sorted(in_png - in_json)
+    lost = sorted(in_json - in_png - {0})
+    if extra or lost:
+        parts = [f"{len(extra)} in the PNG only: {extra[:10]}"] * bool(extra)
+        parts += [f"{len(lost)} in segments_info only: {lost[:10]}"] * bool(lost)
+        raise ValueError(
+            f"Panoptic PNG {file_name} and its JSON have different segment ids, "
+            f"{'; '.join(parts)}. Correct one or the other."
+        )
+
+
+def _masks_and_boxes(
+    index: np.ndarray, numbers: Sequence[int]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of K segment numbers: masks (K, H, W), boxes (K, 4), and which have a pixel (K,)."""
+    masks = index == np.array(numbers, index.dtype)[:, None, None]
+    xywh = [cv2.boundingRect(m) for m in masks.view(np.uint8)]
+    boxes = np.array(xywh, np.float32).reshape(-1, 4)
+    boxes[:, 2:] += boxes[:, :2]
+    return masks, boxes, boxes[:, 2] > boxes[:, 0]
