@@ -104,8 +104,8 @@ def load_config(config_file: str, opts: Sequence[str] = ()) -> CN:
 
 
 def config_dir() -> Path:
-    """The folder ``configs/`` of this project."""
-    return Path(__file__).resolve().parent.parent / "configs"
+    """The folder ``configs/`` of this project; an installed package carries a copy."""
+    return (Path(__file__).parent / "configs").resolve()
 
 
 def _merge(cfg: CN, merge, where: str) -> None:

@@ -121,7 +121,7 @@ def check_cuda() -> Finding:
     try:
         for index in range(count):
             torch.ones(2, device=f"cuda:{index}").sum().item()
-    except RuntimeError as e:
+    except (RuntimeError, AssertionError) as e:
         return Finding(
             "CUDA",
             Status.NOTE,

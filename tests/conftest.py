@@ -1,0 +1,49 @@
+"""What all tests share: one thread, a fixed seed, and where the optional sample data lies."""
+
+from __future__ import annotations
+
+import os
+import random
+from pathlib import Path
+
+# Sums come out the same whatever the number of cores, and test processes do not fight for them;
+# set before torch is imported, so that processes started by tests inherit it.
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import numpy as np
+import pytest
+import torch
+
+SAMPLES = Path(__file__).resolve().parents[2] / "shared" / "data"
+"""Real images with panoptic ground truth that may lie beside the repository."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+
+
+def _sample(name: str) -> Path:
+    folder = SAMPLES / name
+    if not folder.is_dir():
+        pytest.skip(f"sample data {name} is not there")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def coco_sample() -> Path:
+    """Two COCO images, laid out as below DETECTRON2_DATASETS; skips where they are absent."""
+    return _sample("coco_sample")
+
+
+@pytest.fixture(scope="session")
+def camvid() -> Path:
+    """CamVid in COCO panoptic format; skips where it is absent."""
+    return _sample("camvid_panoptic")
