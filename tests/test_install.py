@@ -1,0 +1,203 @@
+"""The installer: Detectron2's repacked wheel, and an environment layered over the user's own."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+CALL_INSTALLER = f"import sys; sys.path.insert(0, {str(ROOT / 'tools')!r}); import install; "
+
+
+@pytest.fixture(scope="module")
+def install():
+    spec = importlib.util.spec_from_file_location("install", ROOT / "tools" / "install.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def run_python(python: Path | str, code: str) -> str:
+    """Standard output of `python -c code`, without this process's import path."""
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    command = [str(python), "-c", code]
+    return subprocess.run(
+        command, env=environment, cwd=ROOT, check=True, capture_output=True, text=True
+    ).stdout
+
+
+@pytest.fixture
+def published_wheel(tmp_path) -> Path:
+    """A small wheel with everything that is odd about the published one."""
+    content = tmp_path / "content"
+    files = {
+        "detectron2/__init__.py": "__version__ = '0.7.2'\n",
+        "detectron2/_C.cpython-310-x86_64-linux-gnu.so": "machine code",
+        "detectron2/layers/__init__.py": "",
+        "tools/__init__.py": "",
+        "sal_detectron2-0.7.2.dist-info/METADATA": (
+            "Metadata-Version: 2.1\nName: sal-detectron2\nVersion: 0.7.2\n"
+        ),
+        "sal_detectron2-0.7.2.dist-info/WHEEL": (
+            "Wheel-Version: 1.0\nGenerator: by hand\nRoot-Is-Purelib: false\nTag: cp310-none-any\n"
+        ),
+        "sal_detectron2-0.7.2.dist-info/top_level.txt": "detectron2\ntools\n",
+        "sal_detectron2-0.7.2.dist-info/RECORD": "",
+    }
+    for name, text in files.items():
+        (content / name).parent.mkdir(parents=True, exist_ok=True)
+        (content / name).write_text(text)
+    subprocess.run(
+        [sys.executable, "-m", "wheel", "pack", content, "-d", tmp_path],
+        check=True,
+        capture_output=True,
+    )
+    return tmp_path / "sal_detectron2-0.7.2-cp310-none-any.whl"
+
+
+def test_repack_detectron2__any_python_can_install_it(install, published_wheel, tmp_path):
+    digest = hashlib.sha256(published_wheel.read_bytes()).hexdigest()
+    packed = install.repack_detectron2(Path(sys.executable), published_wheel, tmp_path, digest)
+    assert packed.name == "sal_detectron2-0.7.2-py3-none-any.whl"
+    info = "sal_detectron2-0.7.2.dist-info/"
+    with zipfile.ZipFile(packed) as archive:
+        modules = {name for name in archive.namelist() if not name.startswith(info)}
+        assert modules == {"detectron2/__init__.py", "detectron2/layers/__init__.py"}
+        assert "_C" not in archive.read(info + "RECORD").decode()
+        assert archive.read(info + "top_level.txt") == b"detectron2\n"
+
+    site = tmp_path / "site"
+    pip = [sys.executable, "-m", "pip", "install", "--no-index", "--no-deps", "--target", site]
+    subprocess.run([*pip, packed], check=True, capture_output=True)
+    path = f"import sys; sys.path.insert(0, {str(site)!r}); "
+    assert run_python(sys.executable, path + "import detectron2; print(detectron2.__file__)") == (
+        f"{site / 'detectron2' / '__init__.py'}\n"
+    )
+
+
+def test_repack_detectron2__another_file__refused(install, published_wheel, tmp_path):
+    with pytest.raises(SystemExit, match=r"cp310-none-any.whl is not the file that was tested"):
+        install.repack_detectron2(
+            Path(sys.executable), published_wheel, tmp_path, install.DETECTRON2_SHA256
+        )
+
+
+@pytest.fixture
+def parent(tmp_path) -> Path:
+    """An environment of a user, without packages."""
+    folder = tmp_path / "parent"
+    command = [sys.executable, "-m", "venv", "--without-pip", folder]
+    subprocess.run(command, check=True)
+    return folder
+
+
+def add_package(install, environment: Path, name: str, code: str) -> None:
+    package = install.site_packages(environment) / name
+    package.mkdir()
+    (package / "__init__.py").write_text(code)
+
+
+@pytest.mark.parametrize(
+    ("code", "used"),
+    [("__version__ = '0.6'", True), ("raise RuntimeError('built for another torch')", False)],
+)
+def test_parent_layers__detectron2_used_only_if_it_works(install, parent, code, used):
+    add_package(install, parent, "detectron2", code)
+    printed = run_python(
+        parent / "bin/python", CALL_INSTALLER + "print(install.parent_layers())"
+    ).splitlines()
+    assert printed[-1] == str([str(install.site_packages(parent))] if used else [])
+    assert ("Using Detectron2 0.6" if used else "built for another torch") in printed[0]
+
+
+def test_parent_layers__no_detectron2__nothing_shows_through(install, parent):
+    call = CALL_INSTALLER + "print(install.parent_layers())"
+    assert run_python(parent / "bin/python", call) == "[]\n"
+
+
+def test_make_venv__layered__sees_the_parent_and_its_links(install, parent, tmp_path):
+    add_package(install, parent, "detectron2", "__version__ = '0.6'")
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "under_development.py").touch()
+    (install.site_packages(parent) / "develop.pth").write_text(f"{source}\n")
+    before = sorted(parent.rglob("*"))
+
+    child = tmp_path / "child"
+    make = f"from pathlib import Path; install.make_venv(Path({str(child)!r}), "
+    run_python(parent / "bin/python", CALL_INSTALLER + make + "install.parent_layers())")
+    seen = run_python(
+        child / "bin/python",
+        "import detectron2, under_development, pip; print(detectron2.__file__, pip.__file__)",
+    ).split()
+    assert seen[0].startswith(str(parent))
+    assert seen[1].startswith(str(child))
+    assert [path for path in sorted(parent.rglob("*")) if "__pycache__" not in str(path)] == before
+
+    # The same kind again keeps what is there; another kind starts afresh.
+    marker = install.site_packages(child) / "marker"
+    marker.touch()
+    run_python(parent / "bin/python", CALL_INSTALLER + make + "install.parent_layers())")
+    assert marker.exists()
+    run_python(sys.executable, CALL_INSTALLER + make + "[])")
+    assert not marker.exists()
+    assert not (install.site_packages(child) / install.LAYER_FILE).exists()
+
+
+def add_distribution(folder: Path, name: str, version: str, more: str = "") -> None:
+    info = folder / f"{name.replace('-', '_')}-{version}.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text(
+        f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n{more}"
+    )
+
+
+def test_freeze__normalised_names_first_folder_wins_odd_versions_skipped(install, tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    add_distribution(first, "Some_Package", "1.0+cu118")
+    add_distribution(second, "some-package", "2.0")
+    add_distribution(second, "other", "3")
+    add_distribution(second, "system-thing", "unknown version")
+    assert install.freeze([str(first), str(second)]) == {"some-package": "1.0+cu118", "other": "3"}
+
+
+def test_list_missing__only_what_cannot_be_found(install, tmp_path):
+    requirements = (
+        "Requires-Dist: pytest>=999\n"  # there, in whatever version: stays as it is
+        "Requires-Dist: opencv-python-headless\n"  # another distribution may provide cv2
+        "Requires-Dist: not-on-this-machine>=2\n"
+        'Requires-Dist: nor-this-one; extra == "dev"\n'
+        'Requires-Dist: only-elsewhere; sys_platform == "win32"\n'
+    )
+    add_distribution(tmp_path, "spatialflow", "9", requirements)
+    (tmp_path / "cv2.py").touch()
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n" + install.LIST_MISSING
+    assert run_python(sys.executable, code).split() == ["not-on-this-machine>=2", "nor-this-one"]
+
+
+@pytest.mark.parametrize("version", [(3, 9, 18), (3, 13, 0)])
+def test_check_python__unsupported__one_message(install, monkeypatch, version):
+    monkeypatch.setattr(sys, "version_info", version)
+    with pytest.raises(SystemExit, match=r"3\.10 to 3\.12 are supported.*make install PYTHON="):
+        install.check_python()
+
+
+def test_check_python__cannot_make_environments__one_message(install, monkeypatch):
+    monkeypatch.setattr(install, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit, match="apt install python3-venv"):
+        install.check_python()
+
+
+def test_pip_install__fails__names_the_step_and_what_to_do(install, tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    with pytest.raises(SystemExit, match="Could not install the thing.*Is PyPI reachable"):
+        install.pip_install(Path(sys.executable), "the thing", "no-such-distribution-here")
+    assert "No matching distribution found" in capfd.readouterr().err
