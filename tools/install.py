@@ -70,6 +70,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         layers = parent_layers()
         make_venv(folder, layers)
     python = folder / "bin" / "python"
+    # First what builds packages, so that source packages are built by a pinned setuptools, too.
+    pip_install(python, "the build tools", "setuptools", "wheel")
     if layers:
         install_missing(python, layers)
     else:
@@ -138,8 +140,6 @@ def make_venv(folder: Path, layers: Sequence[str]) -> None:
 
 def install_everything(python: Path, have: dict[str, str]) -> None:
     """Install the tested versions of everything from PyPI; `have`: what is there, as `freeze`."""
-    # First what builds packages, so that source packages are built by a pinned setuptools, too.
-    pip_install(python, "the build tools", "setuptools", "wheel")
     pip_install(python, "PyTorch (large)", "torch", "torchvision")
     name, _, version = DETECTRON2.partition("==")
     if have.get(name) != version:
@@ -154,13 +154,10 @@ def install_missing(python: Path, layers: Sequence[str]) -> None:
     """Install what the parent environment lacks, and nothing that it has in another version."""
     with tempfile.TemporaryDirectory() as folder:
         pins = freeze(layers)
+        pins.pop("setuptools", None)  # the new environment has its own
         constraints = Path(folder) / "parent.txt"
         constraints.write_text("".join(f"{name}=={version}\n" for name, version in pins.items()))
-        build = [name for name in ("setuptools", "wheel") if name not in pins]
-        if build:
-            pip_install(python, "the build tools", *build, constraints=constraints)
-        editable = ["--no-deps", "--editable", str(ROOT)]
-        pip_install(python, "SpatialFlow", *editable, constraints=constraints)
+        pip_install(python, "SpatialFlow", "--no-deps", "--editable", ROOT)
         listed = run([python, "-c", LIST_MISSING], "Cannot list what is missing.", capture=True)
         missing = listed.split()
         if not pins.get("numpy", "").startswith("1."):
