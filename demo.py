@@ -1,0 +1,135 @@
+#!/usr/bin/env python
+"""Panoptic pictures of your pictures: ``demo.py --input IMAGES --output DIR --config-file C``."""
+
+from __future__ import annotations
+
+import argparse
+import glob
+import json
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+from detectron2.data.detection_utils import read_image
+from panopticapi.utils import id2rgb
+from PIL import Image
+from tqdm import tqdm
+
+from spatialflow.config import load_config
+from spatialflow.errors import exit_on_user_error, reading_user_input
+from spatialflow.predictor import Predictor
+
+IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm")
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Segment pictures.")
+    parser.add_argument(
+        "--input", nargs="+", required=True, help="image files, folders of images, or globs"
+    )
+    parser.add_argument("--output", required=True, type=Path, help="folder of the results")
+    parser.add_argument("--config-file", required=True, help="config the weights belong to")
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="also write NAME_segments.json and NAME_ids.png, the map of ids in COCO's coding",
+    )
+    parser.add_argument(
+        "--opts",
+        nargs=argparse.REMAINDER,
+        default=[],
+        help="KEY VALUE overrides, last on the line, such as MODEL.WEIGHTS w.pth MODEL.DEVICE cpu",
+    )
+    return parser.parse_args()
+
+
+def find_images(inputs: list[str]) -> list[Path]:
+    """Files named by files, folders and globs, each once.
+
+    Raises:
+        FileNotFoundError: one of them names nothing.
+    """
+    found: dict[Path, None] = {}
+    for name in inputs:
+        path = Path(name)
+        if path.is_dir():
+            files = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_ENDINGS)
+        else:
+            files = [path] if path.is_file() else sorted(map(Path, glob.glob(name, recursive=True)))
+        if not files:
+            raise FileNotFoundError(f"--input {name}: there is no image.")
+        found.update(dict.fromkeys(files))
+    return list(found)
+
+
+def output_names(images: list[Path]) -> list[str]:
+    """A name for the results of each image: its own, with a number where that is taken."""
+    names: dict[str, None] = {}
+    for image in images:
+        name, number = image.stem, 2
+        while name in names:
+            name, number = f"{image.stem}_{number}", number + 1
+        names[name] = None
+    return list(names)
+
+
+def read(image_file: Path) -> np.ndarray:
+    """(H, W, 3) uint8 in BGR order, turned as the file's EXIF data says.
+
+    Raises:
+        ValueError: the file is no readable image.
+    """
+    try:
+        return read_image(str(image_file), format="BGR")
+    except (OSError, SyntaxError, Image.DecompressionBombError) as e:  # Pillow raises any of them
+        raise ValueError(f"{image_file} cannot be read: {e}") from e
+
+
+def segment(predictor: Predictor, image: np.ndarray, output: Path, as_json: bool) -> None:
+    """Write the panoptic picture of an image, and its segments if wanted.
+
+    Args:
+        predictor: the model.
+        image: (H, W, 3) uint8 in BGR order.
+        output: path of the results, to which their endings are added.
+        as_json: whether segments and map of ids are wanted.
+    """
+    result = predictor(image)
+    _write_png(f"{output}_panoptic.png", predictor.draw(image, result))
+    if as_json:
+        ids = result["panoptic_seg"][0].cpu().numpy()
+        _write_png(f"{output}_ids.png", id2rgb(ids)[:, :, ::-1])
+        segments = predictor.segments(result)
+        Path(f"{output}_segments.json").write_text(json.dumps(segments, indent=2))
+
+
+def _write_png(path: str, image: np.ndarray) -> None:
+    if not cv2.imwrite(path, image):
+        raise OSError(f"{path} could not be written.")
+
+
+def main() -> int:
+    """Returns the exit code: 1 when an image could not be read."""
+    args = parse_args()
+    with exit_on_user_error(), reading_user_input():
+        images = find_images(args.input)
+        predictor = Predictor(load_config(args.config_file, args.opts))
+        args.output.mkdir(parents=True, exist_ok=True)
+    unreadable = 0
+    for image_file, name in tqdm(
+        list(zip(images, output_names(images), strict=True)), unit="image"
+    ):
+        try:
+            image = read(image_file)
+        except ValueError as e:
+            tqdm.write(f"error: {e}", file=sys.stderr)
+            unreadable += 1
+        else:
+            segment(predictor, image, args.output / name, args.json)
+    print(f"{len(images) - unreadable} of {len(images)} images segmented, in {args.output}")
+    return int(unreadable > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,82 @@
+"""Starting the processes of a run: one, several of this machine, or those that torchrun started."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from detectron2.engine import DEFAULT_TIMEOUT
+from detectron2.engine import launch as start_processes
+from detectron2.utils import comm
+
+from spatialflow.errors import UserError
+
+TORCHRUN_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR")
+
+
+def launch(
+    main: Callable[..., Any],
+    num_gpus: int = 1,
+    num_machines: int = 1,
+    machine_rank: int = 0,
+    dist_url: str = "auto",
+    args: tuple = (),
+    device: str = "cuda",
+) -> None:
+    """Run ``main(*args)`` in each process of the run.
+
+    Under torchrun this process joins the group that torchrun made. Otherwise Detectron2 starts
+    ``num_gpus`` processes on this machine. They talk by NCCL on CUDA and by gloo on the CPU.
+
+    Args:
+        main: a function of a module, so that started processes can import it.
+        num_gpus: processes per machine, on the CPU too.
+        num_machines, machine_rank, dist_url: as Detectron2's ``launch`` takes them.
+        args: of ``main``.
+        device: MODEL.DEVICE.
+
+    Raises:
+        UserError: the machine has fewer GPUs than processes, or processes are asked for under
+            torchrun as well.
+    """
+    on_cuda = device.startswith("cuda")
+    if all(name in os.environ for name in TORCHRUN_VARIABLES):
+        if num_gpus * num_machines > 1:
+            raise UserError("torchrun starts the processes: leave --num-gpus and --num-machines.")
+        _join_torchrun(main, args, on_cuda)
+        return
+    if num_gpus * num_machines > 1:
+        if on_cuda:
+            _check_gpus(num_gpus, "--num-gpus")
+        else:
+            # Detectron2 goes by whether CUDA is there, not by MODEL.DEVICE.
+            os.environ["CUDA_VISIBLE_DEVICES"] = ""
+            cores = len(os.sched_getaffinity(0))
+            os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // num_gpus)))
+    start_processes(main, num_gpus, num_machines, machine_rank, dist_url, args)
+
+
+def _join_torchrun(main: Callable[..., Any], args: tuple, on_cuda: bool) -> None:
+    local_rank, local_size = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
+    if on_cuda:
+        _check_gpus(local_size, "--nproc-per-node")
+        torch.cuda.set_device(local_rank)
+    dist.init_process_group("nccl" if on_cuda else "gloo", timeout=DEFAULT_TIMEOUT)
+    try:
+        comm.create_local_process_group(local_size)
+        comm.synchronize()
+        main(*args)
+    finally:
+        dist.destroy_process_group()
+
+
+def _check_gpus(processes: int, option: str) -> None:
+    found = torch.cuda.device_count()
+    if processes > found:
+        raise UserError(
+            f"{option} {processes}, but torch finds {found} CUDA devices here. Ask for fewer, or "
+            "append 'MODEL.DEVICE cpu' to run the processes on the CPU."
+        )

@@ -1,0 +1,119 @@
+"""From command-line arguments to a config that can be run."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.engine import DefaultTrainer, default_argument_parser, default_setup
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
+
+import spatialflow.modeling  # noqa: F401  registers the model
+from spatialflow.config import load_config
+from spatialflow.data import prepare_datasets
+
+SCALED_KEYS = ("BASE_LR", "MAX_ITER", "STEPS", "WARMUP_ITERS")
+
+
+def argument_parser() -> argparse.ArgumentParser:
+    """Detectron2's arguments: --config-file, --num-gpus, --resume, --eval-only and so on."""
+    return default_argument_parser(
+        epilog="""
+Examples:
+    train                          train_net.py --config-file C
+    other values                   train_net.py --config-file C OUTPUT_DIR out MODEL.DEVICE cpu
+    go on after a stop             train_net.py --config-file C --resume
+    evaluate                       train_net.py --config-file C --eval-only MODEL.WEIGHTS W
+    8 GPUs                         train_net.py --config-file C --num-gpus 8
+    2 processes on the CPU         train_net.py --config-file C --num-gpus 2 MODEL.DEVICE cpu
+    the same under torchrun        torchrun --nproc-per-node 2 train_net.py --config-file C ...
+--num-gpus is the number of processes per machine, one for each GPU or, with MODEL.DEVICE cpu, on
+the CPU. Batch sizes (SOLVER.IMS_PER_BATCH) are totals over all processes.
+"""
+    )
+
+
+def read_config(args: argparse.Namespace) -> CfgNode:
+    """The config of the command line, not frozen; see ``load_config`` for its errors."""
+    if not args.config_file:
+        raise ValueError("--config-file is missing; configs/ has some to start from.")
+    return load_config(args.config_file, args.opts)
+
+
+def setup(args: argparse.Namespace) -> CfgNode:
+    """Read the config, register its datasets, check what can be checked early, start the logs.
+
+    Args:
+        args: of :func:`argument_parser`.
+
+    Returns:
+        The frozen config.
+
+    Raises:
+        FileNotFoundError, KeyError, ValueError: see ``load_config``, ``prepare_datasets``,
+            ``check_device`` and ``check_schedule``.
+    """
+    cfg = read_config(args)
+    check_device(cfg)
+    prepare_datasets(cfg)
+    if not args.eval_only:
+        check_schedule(cfg)
+    cfg.freeze()
+    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="spatialflow")
+    default_setup(cfg, args)
+    return cfg
+
+
+def check_device(cfg: CfgNode) -> None:
+    """Raise a ValueError when MODEL.DEVICE or SOLVER.AMP asks for CUDA and there is none."""
+    on_cuda = cfg.MODEL.DEVICE.startswith("cuda")
+    if on_cuda and not torch.cuda.is_available():
+        raise ValueError(
+            f"MODEL.DEVICE is {cfg.MODEL.DEVICE!r}, but torch finds no CUDA device here. Append "
+            "'MODEL.DEVICE cpu' to run on the CPU; 'python -m spatialflow.doctor' says what is "
+            "missing for CUDA."
+        )
+    if cfg.SOLVER.AMP.ENABLED and not on_cuda:
+        raise ValueError(
+            f"SOLVER.AMP.ENABLED needs CUDA, but MODEL.DEVICE is {cfg.MODEL.DEVICE!r}. Append "
+            "'SOLVER.AMP.ENABLED False'."
+        )
+
+
+def check_schedule(cfg: CfgNode) -> None:
+    """Check that the learning rate belongs to the batch size, and the batch to the processes.
+
+    Raises:
+        ValueError: SOLVER.IMS_PER_BATCH is not SOLVER.REFERENCE_IMS_PER_BATCH, the message has
+            the overrides of the linear scaling rule; or it cannot be split over the processes.
+    """
+    solver, world_size = cfg.SOLVER, comm.get_world_size()
+    if solver.IMS_PER_BATCH < 1 or solver.IMS_PER_BATCH % world_size:
+        raise ValueError(
+            f"SOLVER.IMS_PER_BATCH is {solver.IMS_PER_BATCH}, the total over all processes; it "
+            f"must be a positive multiple of their number, {world_size}."
+        )
+    if solver.IMS_PER_BATCH == solver.REFERENCE_IMS_PER_BATCH:
+        return
+    known = f"SOLVER.REFERENCE_IMS_PER_BATCH {solver.IMS_PER_BATCH}"
+    raise ValueError(
+        f"SOLVER.IMS_PER_BATCH is {solver.IMS_PER_BATCH}, but learning rate and schedule are for "
+        f"batches of {solver.REFERENCE_IMS_PER_BATCH} (SOLVER.REFERENCE_IMS_PER_BATCH). Append "
+        f"the linearly scaled ones:\n  {' '.join(_scaled_overrides(cfg))} {known}\n"
+        f"or, when the config's values are meant for this batch size, only:\n  {known}"
+    )
+
+
+def _scaled_overrides(cfg: CfgNode) -> Sequence[str]:
+    """``KEY VALUE`` of the schedule for cfg's batch size, by Detectron2's rule for more workers."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    batch = cfg.SOLVER.IMS_PER_BATCH
+    cfg.SOLVER.IMS_PER_BATCH = cfg.SOLVER.REFERENCE_IMS_PER_BATCH
+    cfg.SOLVER.REFERENCE_WORLD_SIZE = cfg.SOLVER.REFERENCE_IMS_PER_BATCH
+    scaled = DefaultTrainer.auto_scale_workers(cfg, batch).SOLVER
+    values = {**scaled, "BASE_LR": float(f"{scaled.BASE_LR:.6g}"), "STEPS": f'"{scaled.STEPS}"'}
+    return [f"SOLVER.{key} {values[key]}" for key in SCALED_KEYS]

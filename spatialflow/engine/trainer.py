@@ -1,0 +1,178 @@
+"""The trainer: Detectron2's DefaultTrainer with exact resuming, on CPU and CUDA processes."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import weakref
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from detectron2.config import CfgNode
+from detectron2.engine import (
+    AMPTrainer,
+    DefaultTrainer,
+    SimpleTrainer,
+    TrainerBase,
+    create_ddp_model,
+)
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.utils import comm
+from detectron2.utils.env import seed_all_rng
+from torch import nn
+from torch.utils.data import DataLoader
+
+from spatialflow.checkpoint import SafeCheckpointer
+from spatialflow.checkpoint.checkpointer import atomic_write
+from spatialflow.data import build_test_loader, build_train_loader
+from spatialflow.engine.hooks import BestCheckpointer, FiniteLossGuard
+from spatialflow.errors import reading_user_input
+from spatialflow.evaluation import build_evaluator, format_results
+
+
+class Trainer(DefaultTrainer):
+    """Trains and evaluates what a config says.
+
+    A run that is stopped and resumed gives the losses of one that was not: the checkpoint holds
+    weights, optimizer, schedule, gradient scaler and iteration; random numbers and the data stream
+    are functions of seed and iteration.
+
+    Args:
+        cfg: see :mod:`spatialflow.config`.
+    """
+
+    def __init__(self, cfg: CfgNode) -> None:
+        # DefaultTrainer's own __init__ hands device ids to DistributedDataParallel, which refuses
+        # them on the CPU; its methods are used as they are.
+        TrainerBase.__init__(self)
+        cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
+        self.cfg = _with_seed(cfg, cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed())
+        self.start_iter = 0
+        self.max_iter = cfg.SOLVER.MAX_ITER
+        model = self.build_model(cfg)
+        optimizer = self.build_optimizer(cfg, model)
+        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        parallel = {} if cfg.MODEL.DEVICE.startswith("cuda") else {"device_ids": None}
+        parallel_model = create_ddp_model(model, broadcast_buffers=False, **parallel)
+        inner_trainer = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
+        loader = self.build_train_loader(self.cfg)
+        self._trainer = inner_trainer(parallel_model, loader, optimizer)
+        self._trainer.register_hooks([FiniteLossGuard(model)])
+        self.checkpointer = SafeCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        self.register_hooks(self.build_hooks())
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        """Take up the last checkpoint of OUTPUT_DIR with its data stream, or load MODEL.WEIGHTS."""
+        super().resume_or_load(resume)
+        if self.start_iter:
+            self._trainer.reset_data_loader(
+                lambda: self.build_train_loader(self.cfg, self.start_iter)
+            )
+
+    def run_step(self) -> None:
+        """One iteration, with random numbers that depend on seed, iteration and process only."""
+        sequence = np.random.SeedSequence([self.cfg.SEED, self.iter, comm.get_rank()])
+        seed_all_rng(int(sequence.generate_state(1)[0]))
+        super().run_step()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Detectron2's, and the seed, which is drawn when the config has none."""
+        return {**super().state_dict(), "seed": self.cfg.SEED}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up ``state_dict``, the seed with it."""
+        super().load_state_dict(state_dict)
+        self.cfg = _with_seed(self.cfg, state_dict["seed"])
+
+    def build_hooks(self) -> list:
+        """Detectron2's hooks, and the checkpoint of the best PQ behind the evaluation."""
+        hooks = super().build_hooks()
+        if comm.is_main_process() and self.cfg.DATASETS.TEST:
+            names = self.cfg.DATASETS.TEST
+            prefix = f"{names[0]}/" if len(names) > 1 else ""
+            writer = hooks.pop()
+            best = BestCheckpointer(
+                self.cfg.TEST.EVAL_PERIOD,
+                _WeightsOnly(self.model, self.cfg.OUTPUT_DIR),
+                f"{prefix}panoptic_seg/PQ",
+            )
+            hooks += [best, writer]
+        return hooks
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode, start_iter: int = 0) -> UserData:
+        """Batches of training dicts from iteration ``start_iter`` on."""
+        return UserData(build_train_loader(cfg, start_iter))
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> UserData:
+        """Inference dicts of a dataset."""
+        return UserData(build_test_loader(cfg, dataset_name))
+
+    @classmethod
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
+        """What can be measured on the dataset."""
+        return build_evaluator(cfg, dataset_name)
+
+    @classmethod
+    def test(cls, cfg: CfgNode, model: nn.Module, evaluators=None) -> dict:
+        """Evaluate on DATASETS.TEST, log the tables and write ``OUTPUT_DIR/results.json``.
+
+        Returns:
+            Results as Detectron2 has them, ``{task: {metric: value}}``; one such dict a dataset
+            when there are several.
+        """
+        results = super().test(cfg, model, evaluators)
+        names = cfg.DATASETS.TEST
+        if comm.is_main_process() and names:
+            by_name = {names[0]: results} if len(names) == 1 else results
+            for name, result in by_name.items():
+                logging.getLogger(__name__).info(f"{name}\n\n{format_results(result)}\n")
+            os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
+            with atomic_write(os.path.join(cfg.OUTPUT_DIR, "results.json"), "w") as f:
+                json.dump(_without_nan(by_name), f, indent=2)
+        return results
+
+
+class UserData:
+    """A data loader; what goes wrong in it is about the user's files and raises a UserError."""
+
+    def __init__(self, loader: DataLoader) -> None:
+        self.loader = loader
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[list[dict]]:
+        batches = iter(self.loader)
+        while True:
+            with reading_user_input():
+                batch = next(batches, None)
+            if batch is None:
+                return
+            yield batch
+
+
+class _WeightsOnly(SafeCheckpointer):
+    """Writes checkpoints that training does not resume from."""
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        pass
+
+
+def _with_seed(cfg: CfgNode, seed: int) -> CfgNode:
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.SEED = seed
+    cfg.freeze()
+    return cfg
+
+
+def _without_nan(results: Any) -> Any:
+    """JSON has no NaN: what could not be measured becomes null."""
+    if isinstance(results, Mapping):
+        return {key: _without_nan(value) for key, value in results.items()}
+    return None if math.isnan(results) else results

@@ -1,0 +1,39 @@
+#!/usr/bin/env python
+"""Train or evaluate SpatialFlow; ``train_net.py --help`` has examples."""
+
+from spatialflow.checkpoint import SafeCheckpointer
+from spatialflow.engine import Trainer, argument_parser, launch, read_config, setup
+from spatialflow.errors import exit_on_user_error, reading_user_input
+
+
+def main(args):
+    """What each process does."""
+    with reading_user_input():
+        cfg = setup(args)
+    if args.eval_only:
+        with reading_user_input():
+            model = Trainer.build_model(cfg)
+            checkpointer = SafeCheckpointer(model, cfg.OUTPUT_DIR, complete=True)
+            checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+        Trainer.test(cfg, model)
+        return
+    with reading_user_input():
+        trainer = Trainer(cfg)
+        trainer.resume_or_load(args.resume)
+    trainer.train()
+
+
+if __name__ == "__main__":
+    args = argument_parser().parse_args()
+    with exit_on_user_error():
+        with reading_user_input():
+            device = read_config(args).MODEL.DEVICE
+        launch(
+            main,
+            args.num_gpus,
+            args.num_machines,
+            args.machine_rank,
+            args.dist_url,
+            args=(args,),
+            device=device,
+        )
