@@ -46,6 +46,11 @@ def add_spatialflow_config(cfg: CN) -> None:
     # when at least MIN_FREE of it is free; the authors' code has 0.5.
     cfg.MODEL.SPATIALFLOW.BOX_FILL = CN({"ENABLED": True, "MIN_FREE": 0.6})
 
+    # Layers that depend on the classes, for weights of other classes (Sec. IV-C2, from COCO to
+    # Cityscapes): REINIT starts them afresh instead of loading them from MODEL.WEIGHTS, TRAIN_ONLY
+    # freezes everything else.
+    cfg.MODEL.SPATIALFLOW.CLASS_LAYERS = CN({"REINIT": False, "TRAIN_ONLY": False})
+
     # Choices of the authors' released code that its weights need (configs/released/).
     # ReLU on P6 before the convolution that makes P7 (RetinaNet and Detectron2: True).
     cfg.MODEL.SPATIALFLOW.P7_RELU = True
@@ -68,6 +73,7 @@ def add_spatialflow_config(cfg: CN) -> None:
 
     # Class counts come from the dataset unless a config sets them.
     cfg.MODEL.RETINANET.NUM_CLASSES = CLASS_COUNT_UNSET  # things
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = CLASS_COUNT_UNSET  # things, of Detectron2's Panoptic FPN
     cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = CLASS_COUNT_UNSET  # stuff, 'other' included
 
 

@@ -58,6 +58,10 @@ class PanopticMapper(DatasetMapper):
             raise ValueError(f'INPUT.RESIZE_WITH is "pil" or "cv2", not {cfg.INPUT.RESIZE_WITH!r}.')
         if cfg.INPUT.RESIZE_WITH == "cv2":
             args["augmentations"] = [_resize_by_cv2(a) for a in args["augmentations"]]
+        if is_train and cfg.INPUT.CROP.ENABLED:
+            # "512x1024 image crops after scaling" (Sec. IV-B); Detectron2 crops before.
+            crop, resize, *others = args["augmentations"]
+            args["augmentations"] = [resize, crop, *others]
         # Boxes are made tight here, because Detectron2 fails on images without instances.
         args.update(use_instance_mask=True, instance_mask_format="bitmask", recompute_boxes=False)
         return args

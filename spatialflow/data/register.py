@@ -26,6 +26,7 @@ TOY_DATASETS = {
 
 _CLASS_COUNT_KEYS = {
     "MODEL.RETINANET.NUM_CLASSES": "things",
+    "MODEL.ROI_HEADS.NUM_CLASSES": "things",
     "MODEL.SEM_SEG_HEAD.NUM_CLASSES": "stuff",
 }
 _TOY_HINT = "; make it with 'python -m spatialflow.data.toy'"

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import logging
+
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY
 from detectron2.modeling.backbone.fpn import FPN, LastLevelP6P7
-from detectron2.modeling.backbone.resnet import build_resnet_backbone
+from detectron2.modeling.backbone.resnet import ResNet, build_resnet_backbone
+from detectron2.utils import comm
 from torch import Tensor
+
+from .deform_conv import DeformBottleneckBlock
+
+logger = logging.getLogger(__name__)
 
 
 class LastLevelP6P7NoRelu(LastLevelP6P7):
@@ -21,7 +28,7 @@ class LastLevelP6P7NoRelu(LastLevelP6P7):
 @BACKBONE_REGISTRY.register()
 def build_spatialflow_resnet_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
     """Build P3 to P7 on a ResNet from a config."""
-    bottom_up = build_resnet_backbone(cfg, input_shape)
+    bottom_up = build_resnet(cfg, input_shape)
     last_level = LastLevelP6P7 if cfg.MODEL.SPATIALFLOW.P7_RELU else LastLevelP6P7NoRelu
     return FPN(
         bottom_up=bottom_up,
@@ -31,3 +38,51 @@ def build_spatialflow_resnet_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
         top_block=last_level(bottom_up.output_shape()["res5"].channels, cfg.MODEL.FPN.OUT_CHANNELS),
         fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
     )
+
+
+def build_resnet(cfg, input_shape: ShapeSpec) -> ResNet:
+    """Detectron2's ResNet, whose deformable stages and SyncBN run on every installation.
+
+    Reads the same keys, and loads the same checkpoints, as Detectron2's ``build_resnet_backbone``.
+
+    Raises:
+        ValueError: deformable stages in a ResNet without bottlenecks.
+    """
+    cfg = cfg.clone()
+    cfg.defrost()
+    resnets = cfg.MODEL.RESNETS
+    deformable = resnets.DEFORM_ON_PER_STAGE
+    if any(deformable) and resnets.DEPTH < 50:
+        raise ValueError(
+            f"MODEL.RESNETS.DEFORM_ON_PER_STAGE is {deformable}, but a ResNet of "
+            f"MODEL.RESNETS.DEPTH {resnets.DEPTH} has no bottlenecks; use 50, 101 or 152."
+        )
+    resnets.DEFORM_ON_PER_STAGE = [False] * len(deformable)
+    resnets.NORM = norm_for_processes(resnets.NORM, cfg.MODEL.DEVICE)
+    resnet = build_resnet_backbone(cfg, input_shape)
+    # Stages after the last one that is needed do not exist.
+    for on, stage in zip(deformable, resnet.stages, strict=False):
+        for i, block in enumerate(stage if on else ()):
+            stage[i] = DeformBottleneckBlock(
+                block,
+                modulated=resnets.DEFORM_MODULATED,
+                deformable_groups=resnets.DEFORM_NUM_GROUPS,
+            )
+    return resnet
+
+
+def norm_for_processes(norm: str, device: str) -> str:
+    """The norm that stands for ``norm`` with the processes and the device there are.
+
+    SyncBN is batch norm in a single process, and on the CPU Detectron2's implementation in
+    Python, as torch's needs CUDA. The weights have the same names in all of them.
+    """
+    if norm != "SyncBN":
+        return norm
+    if comm.get_world_size() == 1:
+        logger.warning(
+            "SyncBN is plain BN in a single process: its statistics are those of this process's "
+            "images alone."
+        )
+        return "BN"
+    return norm if device.startswith("cuda") else "naiveSyncBN"

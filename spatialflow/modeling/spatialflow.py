@@ -16,6 +16,7 @@ from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone
 from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor, nn
 
+from .class_layers import train_only_class_layers
 from .detection import DensePredictions, Detector
 from .mask_head import ThingHead, paste_masks
 from .panoptic import merge_panoptic
@@ -40,6 +41,7 @@ class SpatialFlow(nn.Module):
         score_thresh, overlap_thresh, stuff_area_limit, box_fill_min_free: of the merge, see
             :func:`.panoptic.merge_panoptic`.
         panoptic_on: whether things and stuff are merged.
+        class_layers_only: freeze all but the layers that depend on the classes.
     """
 
     @configurable
@@ -59,6 +61,7 @@ class SpatialFlow(nn.Module):
         stuff_area_limit: int = 4900,
         box_fill_min_free: float | None = 0.6,
         panoptic_on: bool = True,
+        class_layers_only: bool = False,
     ):
         super().__init__()
         self.backbone = backbone
@@ -74,6 +77,8 @@ class SpatialFlow(nn.Module):
         self.stuff_area_limit = stuff_area_limit
         self.box_fill_min_free = box_fill_min_free
         self.panoptic_on = panoptic_on and thing_head is not None and stuff_head is not None
+        if class_layers_only:
+            train_only_class_layers(self)
 
     @classmethod
     def from_config(cls, cfg) -> dict:
@@ -96,6 +101,7 @@ class SpatialFlow(nn.Module):
             "stuff_area_limit": combine.STUFF_AREA_LIMIT,
             "box_fill_min_free": keys.BOX_FILL.MIN_FREE if keys.BOX_FILL.ENABLED else None,
             "panoptic_on": combine.ENABLED,
+            "class_layers_only": keys.CLASS_LAYERS.TRAIN_ONLY,
         }
 
     @property

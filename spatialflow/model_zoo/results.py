@@ -1,0 +1,221 @@
+"""What is known of each config's results: as published, and as measured in this project."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+Metrics = tuple[float, float, float]
+"""PQ, PQ of things, PQ of stuff; of a detector without segmentation box AP, AP50, AP75."""
+
+
+class Result(NamedTuple):
+    """Numbers of one config on one split.
+
+    Attributes:
+        config: its name, see :func:`spatialflow.model_zoo.config_names`.
+        split: what the numbers are of.
+        published: None where there is no number.
+        sources: "table: row" of the journal paper, "Report table: row" of the challenge report.
+        measured: by this project, with the config as it is; None until somebody has.
+        note: what the numbers need besides the config.
+    """
+
+    config: str
+    split: str
+    published: Metrics | None = None
+    sources: tuple[str, ...] = ()
+    measured: Metrics | None = None
+    note: str = ""
+
+
+COCO_VAL, COCO_TEST, CITYSCAPES_VAL = "COCO val2017", "COCO test-dev", "Cityscapes val"
+MULTI_SCALE = "published with multi-scale testing"
+
+_MAIN = [
+    Result(
+        "COCO/spatialflow_R_50_20e.yaml",
+        COCO_VAL,
+        (40.9, 46.8, 31.9),
+        (
+            "Table V: sub-nets, flows",
+            "Table IX: + stuff-thing",
+            "Table XI: SpatialFlow 800",
+            "Report Table 1: + stuff-mask flow",
+            "Report Table 2: SpatialFlow (with ResNet-50)",
+        ),
+    ),
+    Result(
+        "COCO/spatialflow_R_50_20e_600px.yaml",
+        COCO_VAL,
+        (40.3, 45.6, 32.2),
+        ("Table XI: SpatialFlow 600", "Fig. 4: spatial flows model"),
+    ),
+    Result(
+        "COCO/spatialflow_R_50_20e_400px.yaml",
+        COCO_VAL,
+        (37.4, 41.5, 31.4),
+        ("Table XI: SpatialFlow 400",),
+    ),
+    Result(
+        "COCO/spatialflow_R_101_20e.yaml",
+        COCO_VAL,
+        (42.2, 48.2, 33.1),
+        ("Report Table 2: + ResNet-101",),
+    ),
+    Result(
+        "COCO/spatialflow_R_101_20e.yaml",
+        COCO_TEST,
+        (42.9, 49.5, 33.0),
+        ("Table I: SpatialFlow",),
+    ),
+    Result(
+        "COCO/spatialflow_R_101_DCN_20e_ms.yaml",
+        COCO_VAL,
+        (46.9, 53.0, 37.6),
+        ("Report Table 2: + DCN + multi-scale",),
+        note=MULTI_SCALE,
+    ),
+    Result(
+        "COCO/spatialflow_R_101_DCN_20e_ms.yaml",
+        COCO_TEST,
+        (47.9, 54.5, 38.0),
+        ("Table II: SpatialFlow",),
+        note=MULTI_SCALE,
+    ),
+    Result(
+        "COCO/spatialflow_X_101_64x4d_DCN_SyncBN_20e_ms.yaml",
+        COCO_VAL,
+        (47.8, 53.8, 38.7),
+        ("Report Table 2: + ResNeXt-101 + SyncBN",),
+        note=MULTI_SCALE,
+    ),
+    Result(
+        "COCO/spatialflow_R_101_stuff_DCN_20e.yaml",
+        COCO_VAL,
+        note="for step 1 on Cityscapes",
+    ),
+    Result(
+        "Cityscapes/spatialflow_R_50.yaml",
+        CITYSCAPES_VAL,
+        (58.6, 54.9, 61.4),
+        ("Table VI: sub-nets, flows", "Table X: + stuff-thing"),
+    ),
+    Result(
+        "Cityscapes/spatialflow_R_101.yaml",
+        CITYSCAPES_VAL,
+        (59.6, 55.0, 63.1),
+        ("Table III: SpatialFlow-R101",),
+    ),
+    Result(
+        "Cityscapes/spatialflow_R_101_COCO_step_1.yaml",
+        CITYSCAPES_VAL,
+        note="for step 2",
+    ),
+    Result(
+        "Cityscapes/spatialflow_R_101_COCO_step_2.yaml",
+        CITYSCAPES_VAL,
+        (62.5, 56.6, 66.8),
+        ("Table III: SpatialFlow-R101-COCO-M",),
+        note=MULTI_SCALE,
+    ),
+]
+
+
+def _ablation(
+    name: str, published: Metrics | None, *sources: str, split: str = COCO_VAL, note: str = ""
+) -> Result:
+    folder = "Cityscapes" if split == CITYSCAPES_VAL else "COCO"
+    return Result(f"{folder}/ablations/{name}.yaml", split, published, sources, note=note)
+
+
+_COCO_ABLATIONS = [
+    _ablation(
+        "naive",
+        (39.7, 46.0, 30.2),
+        "Table V: neither",
+        "Table VII: 0",
+        "Table VIII: 0",
+        "Report Table 1: baseline",
+    ),
+    _ablation("table_4_lambda_1.0", (37.5, 41.8, 30.9), "Table IV: 1.0"),
+    _ablation("table_4_lambda_0.75", (38.2, 43.0, 31.1), "Table IV: 0.75"),
+    _ablation("table_4_lambda_0.5", (38.8, 44.0, 31.0), "Table IV: 0.5"),
+    _ablation("table_4_lambda_0.3", (39.1, 44.5, 30.9), "Table IV: 0.3"),
+    _ablation("naive_600px", (39.3, 45.1, 30.5), "Table IV: 0.25", "Fig. 4: base model"),
+    _ablation("table_4_lambda_0.2", (39.0, 44.9, 30.0), "Table IV: 0.2"),
+    _ablation(
+        "table_5_subnets",
+        (40.3, 46.2, 31.4),
+        "Table V: sub-nets",
+        "Table IX: -",
+        "Report Table 1: + stuff + mask sub-net",
+    ),
+    _ablation("table_5_flows", (40.2, 46.5, 30.7), "Table V: flows"),
+    _ablation("table_7_thing_stages_1", (39.9, 46.3, 30.3), "Table VII: 1"),
+    _ablation("table_7_thing_stages_2", (39.7, 46.0, 30.2), "Table VII: 2"),
+    _ablation("table_7_thing_stages_3", (39.9, 46.2, 30.3), "Table VII: 3"),
+    _ablation("table_7_thing_stages_4", (39.7, 45.9, 30.3), "Table VII: 4"),
+    _ablation("table_8_stuff_stages_1", (39.9, 45.9, 30.9), "Table VIII: 1"),
+    _ablation("table_8_stuff_stages_2", (40.1, 46.0, 31.1), "Table VIII: 2"),
+    _ablation("table_8_stuff_stages_3", (40.2, 46.1, 31.4), "Table VIII: 3"),
+    _ablation("table_8_stuff_stages_4", (40.3, 46.2, 31.5), "Table VIII: 4"),
+    _ablation(
+        "table_9_reg_cls",
+        (40.5, 46.6, 31.4),
+        "Table IX: + reg-cls",
+        "Report Table 1: + reg-cls flow",
+    ),
+    _ablation(
+        "table_9_reg_stuff",
+        (40.7, 46.3, 32.0),
+        "Table IX: + reg-stuff",
+        "Report Table 1: + reg-stuff flow",
+    ),
+    _ablation(
+        "table_9_reg_thing",
+        (40.7, 46.4, 31.8),
+        "Table IX: + reg-thing",
+        "Report Table 1: + reg-mask flow",
+    ),
+    _ablation(
+        "fig_4_cls_flows",
+        None,
+        "Fig. 4: cls flows model",
+        note="0.7, 0.8 and 0.5 below the model with flows from reg",
+    ),
+]
+
+_CITYSCAPES_ABLATIONS = [
+    _ablation(name, published, *sources, split=CITYSCAPES_VAL)
+    for name, published, *sources in (
+        ("naive", (57.3, 53.5, 60.0), "Table VI: neither"),
+        ("table_6_subnets", (57.5, 53.6, 60.3), "Table VI: sub-nets", "Table X: -"),
+        ("table_6_flows", (58.0, 54.3, 60.8), "Table VI: flows"),
+        ("table_10_reg_cls", (58.0, 55.1, 60.1), "Table X: + reg-cls"),
+        ("table_10_reg_stuff", (58.3, 54.6, 60.9), "Table X: + reg-stuff"),
+        ("table_10_reg_thing", (58.5, 54.7, 61.3), "Table X: + reg-thing"),
+    )
+]
+
+_OTHERS = [
+    Result("panoptic_fpn/panoptic_fpn_R_50_20e.yaml", COCO_VAL),
+    Result("camvid/spatialflow_R_18_small.yaml", "CamVid val"),
+    Result("camvid/spatialflow_R_50_GN.yaml", "CamVid val"),
+    Result("camvid/panoptic_fpn_R_50_GN.yaml", "CamVid val"),
+    Result("toy/spatialflow_toy.yaml", "toy val"),
+    Result("toy/panoptic_fpn_toy.yaml", "toy val"),
+]
+
+PANOPTIC_RESULTS = {
+    "COCO and Cityscapes": _MAIN,
+    "Ablations on COCO": _COCO_ABLATIONS,
+    "Ablations on Cityscapes": _CITYSCAPES_ABLATIONS,
+    "Small data, and Panoptic FPN to compare with": _OTHERS,
+}
+"""Results by the heading they stand under."""
+
+DETECTION_RESULTS = [
+    _ablation("table_12_retinanet", (35.6, 55.5, 37.7), "Table XII: RetinaNet"),
+    _ablation("table_12_retinanet_flows", (36.7, 57.1, 39.4), "Table XII: RetinaNet w/ flows"),
+]
+"""Detectors without segmentation."""

@@ -1,0 +1,218 @@
+"""Every config builds, trains a step and infers, at reduced width."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import yaml
+from detectron2.config import CfgNode
+from detectron2.data import transforms as T
+from detectron2.data.datasets.builtin_meta import CITYSCAPES_CATEGORIES
+from detectron2.modeling import build_model
+from detectron2.solver import build_lr_scheduler, build_optimizer
+from detectron2.structures import BitMasks, Boxes, Instances
+from detectron2.utils.events import EventStorage
+
+import spatialflow.modeling  # noqa: F401  registers the model
+from spatialflow.config import config_dir, load_config
+from spatialflow.data import PanopticMapper
+from spatialflow.engine.setup import check_schedule
+from spatialflow.model_zoo import config_names, get_config
+from spatialflow.modeling.class_layers import is_class_layer
+
+CONFIGS = config_names()
+SIZE = 64
+NUM_STUFF = 19
+
+
+def shrunk(name: str) -> CfgNode:
+    """The config with few channels and classes; depth, stages, flows, switches stay."""
+    cfg = get_config(name)
+    model = cfg.MODEL
+    model.DEVICE = "cpu"
+    model.WEIGHTS = ""
+    if model.RESNETS.DEPTH >= 50:
+        width = 32 if model.RESNETS.NORM == "GN" else 8  # GroupNorm has 32 groups
+        model.RESNETS.STEM_OUT_CHANNELS = model.RESNETS.RES2_OUT_CHANNELS = width
+        model.RESNETS.NUM_GROUPS = min(model.RESNETS.NUM_GROUPS, 4)
+        model.RESNETS.WIDTH_PER_GROUP = width // model.RESNETS.NUM_GROUPS
+    model.FPN.OUT_CHANNELS = model.ROI_MASK_HEAD.CONV_DIM = 8
+    model.SEM_SEG_HEAD.CONVS_DIM = 32
+    model.ROI_BOX_HEAD.FC_DIM = 16
+    model.RETINANET.NUM_CLASSES = model.ROI_HEADS.NUM_CLASSES = 8
+    model.SEM_SEG_HEAD.NUM_CLASSES = NUM_STUFF
+    # Some detections from random weights, and few of them.
+    model.RETINANET.PRIOR_PROB = 0.2
+    cfg.TEST.DETECTIONS_PER_IMAGE = 10
+    cfg.SOLVER.WARMUP_ITERS = 0
+    return cfg
+
+
+def training_batch() -> list[dict]:
+    """Two scenes: two things on stuff, and stuff alone."""
+    masks = torch.zeros(2, SIZE, SIZE, dtype=torch.bool)
+    masks[0, 8:40, 8:30] = masks[1, 20:60, 30:62] = True
+    labels = torch.full((SIZE, SIZE), 3)
+    labels[masks.any(0)] = 0
+    batch = []
+    for count in (2, 0):
+        instances = Instances((SIZE, SIZE))
+        instances.gt_masks = BitMasks(masks[:count])
+        instances.gt_boxes = instances.gt_masks.get_bounding_boxes()
+        instances.gt_classes = torch.tensor([1, 5])[:count]
+        image = torch.randint(256, (3, SIZE, SIZE), dtype=torch.uint8)
+        crowds = Boxes(torch.tensor([[0.0, 50.0, 20.0, 64.0]])[:count])
+        batch.append({"image": image, "instances": instances, "crowd_boxes": crowds})
+        batch[-1] |= {"sem_seg": labels, "height": SIZE, "width": SIZE}
+    return batch
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_trains_a_step_and_infers(name):
+    cfg = shrunk(name)
+    model = build_model(cfg).train()
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    optimizer = build_optimizer(cfg, model)
+    with EventStorage():  # Detectron2's models log to it
+        losses = model(training_batch())
+    sum(losses.values()).backward()
+    optimizer.step()
+    changed = {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}
+    size = (2 * SIZE, SIZE + 10)
+    image = {**training_batch()[0], "height": size[0], "width": size[1]}
+    with torch.no_grad():
+        result = model.eval()([image])[0]
+
+    assert all(math.isfinite(loss.item()) for loss in losses.values()), losses
+    branches = cfg.MODEL.SPATIALFLOW
+    assert ("loss_mask" in losses) == branches.THING_ON
+    assert ("loss_sem_seg" in losses) == branches.STUFF_ON
+    assert result["instances"].image_size == size
+    assert ("panoptic_seg" in result) == (branches.THING_ON and branches.STUFF_ON)
+    if "panoptic_seg" in result:
+        assert result["panoptic_seg"][0].shape == size
+        assert result["sem_seg"].shape == (NUM_STUFF, *size)
+    if branches.CLASS_LAYERS.TRAIN_ONLY:
+        assert changed == {n for n in before if is_class_layer(n)}
+    else:
+        assert any(name.startswith("backbone.bottom_up.res5") for name in changed)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_schedule_and_input_are_sound(name):
+    cfg = get_config(name)
+    check_schedule(cfg)
+    assert cfg.DATASETS.TRAIN and cfg.DATASETS.TEST
+    assert all(0 < step < cfg.SOLVER.MAX_ITER for step in cfg.SOLVER.STEPS)
+    assert cfg.SOLVER.WARMUP_ITERS < cfg.SOLVER.MAX_ITER
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=cfg.SOLVER.BASE_LR)
+    scheduler = build_lr_scheduler(cfg, optimizer)
+    assert scheduler.get_last_lr()[0] <= cfg.SOLVER.BASE_LR
+    for is_train in (True, False):
+        PanopticMapper(cfg, is_train)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_states_only_what_differs_from_its_base(name):
+    own = yaml.safe_load((config_dir() / name).read_text())
+    bases = own.pop("_BASE_")
+    inherited: dict = {}
+    for base in [bases] if isinstance(bases, str) else bases:
+        _merge(inherited, CfgNode.load_yaml_with_base(str((config_dir() / name).parent / base)))
+    repeated = [key for key, value in _leaves(own) if dict(_leaves(inherited)).get(key) == value]
+    assert not repeated
+
+
+def _leaves(node: dict, prefix: str = ""):
+    for key, value in node.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def _merge(into: dict, node: dict) -> None:
+    for key, value in node.items():
+        if isinstance(value, dict):
+            _merge(into.setdefault(key, {}), value)
+        else:
+            into[key] = value
+
+
+def test_multi_scale_training_samples_the_papers_range():
+    cfg = get_config("COCO/spatialflow_R_101_DCN_20e_ms.yaml")
+    assert cfg.MODEL.RESNETS.DEPTH == 101
+    resize = PanopticMapper(cfg, True).augmentations.augs[0]
+    image = torch.zeros(480, 640, 3, dtype=torch.uint8).numpy()
+    sizes = [resize.get_transform(image) for _ in range(300)]
+    shorter = {min(t.new_h, t.new_w) for t in sizes}
+    assert min(shorter) < 430 and max(shorter) > 1150 and len(shorter) > 100
+    assert max(max(t.new_h, t.new_w) for t in sizes) <= 1600
+
+
+def test_cityscapes_is_scaled_by_half_to_two_and_then_cropped():
+    cfg = get_config("Cityscapes/spatialflow_R_50.yaml")
+    resize, crop, _ = PanopticMapper(cfg, True).augmentations.augs
+    assert isinstance(crop, T.RandomCrop)
+    image = torch.zeros(1024, 2048, 3, dtype=torch.uint8).numpy()
+    scales = []
+    for _ in range(20):
+        scaling = resize.get_transform(image)
+        scales.append(scaling.new_h / 1024)
+        assert scaling.new_w == 2 * scaling.new_h
+        scaled = scaling.apply_image(image)
+        assert crop.get_transform(scaled).apply_image(scaled).shape == (512, 1024, 3)
+    assert 0.5 <= min(scales) < 0.8 and 1.5 < max(scales) <= 2
+
+
+def test_cityscapes_leaves_its_thing_labels_out_of_the_merge():
+    cfg = get_config("Cityscapes/spatialflow_R_101.yaml")
+    labels = sorted(c["trainId"] for c in CITYSCAPES_CATEGORIES if c["isthing"])
+    assert labels == cfg.MODEL.SPATIALFLOW.THING_LABELS_IN_STUFF
+
+
+def test_panoptic_fpn_shares_data_input_and_iterations():
+    pairs = {
+        "panoptic_fpn/panoptic_fpn_R_50_20e.yaml": "COCO/spatialflow_R_50_20e.yaml",
+        "toy/panoptic_fpn_toy.yaml": "toy/spatialflow_toy.yaml",
+        "camvid/panoptic_fpn_R_50_GN.yaml": "camvid/spatialflow_R_50_GN.yaml",
+    }
+    for ours, theirs in pairs.items():
+        a, b = get_config(ours), get_config(theirs)
+        assert a.MODEL.META_ARCHITECTURE == "PanopticFPN"
+        for part in ("DATASETS", "INPUT", "DATALOADER"):
+            assert a[part] == b[part]
+        for key in ("MAX_ITER", "STEPS", "IMS_PER_BATCH"):
+            assert a.SOLVER[key] == b.SOLVER[key]
+        for key in ("DEPTH", "NORM"):
+            assert a.MODEL.RESNETS[key] == b.MODEL.RESNETS[key]
+
+
+def test_panoptic_fpn_has_detectron2s_own_settings():
+    from detectron2 import model_zoo
+
+    ours = get_config("panoptic_fpn/panoptic_fpn_R_50_20e.yaml").MODEL
+    theirs = model_zoo.get_config("COCO-PanopticSegmentation/panoptic_fpn_R_50_1x.yaml").MODEL
+    for part in ("FPN", "ANCHOR_GENERATOR", "RPN", "ROI_BOX_HEAD", "ROI_MASK_HEAD", "PANOPTIC_FPN"):
+        assert ours[part] == theirs[part], part
+    for part in ("ROI_HEADS", "SEM_SEG_HEAD"):
+        a, b = dict(ours[part]), dict(theirs[part])
+        assert a.pop("NUM_CLASSES") == 0 and b.pop("NUM_CLASSES")
+        assert a == b, part
+
+
+def test_every_part_is_used():
+    used = set()
+    for path in config_dir().rglob("*.yaml"):
+        bases = yaml.safe_load(path.read_text()).get("_BASE_", [])
+        for base in [bases] if isinstance(bases, str) else bases:
+            used.add((path.parent / base).resolve())
+    parts = set(config_dir().rglob("Base-*.yaml"))
+    assert {p.resolve() for p in parts} == {p for p in used if p.name.startswith("Base-")}
+
+
+def test_parts_load_too():
+    for path in config_dir().rglob("Base-*.yaml"):
+        load_config(str(path))
