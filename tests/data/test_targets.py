@@ -1,0 +1,159 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from panoptic_folder import write_ids
+from PIL import Image
+
+from spatialflow.data.targets import (
+    crowd_boxes,
+    index_map,
+    read_panoptic_png,
+    stuff_labels,
+    thing_masks,
+)
+
+
+def thing(id_, category_id=0, iscrowd=0):
+    return {
+        "id": id_,
+        "category_id": category_id,
+        "isthing": True,
+        "stuff_label": 0,
+        "iscrowd": iscrowd,
+    }
+
+
+def stuff(id_, label):
+    return {
+        "id": id_,
+        "category_id": label,
+        "isthing": False,
+        "stuff_label": label,
+        "iscrowd": 0,
+    }
+
+
+def test_ids_are_read_from_all_three_channels(tmp_path):
+    ids = np.array([[0, 1, 255], [256, 65536, 2**24 - 1]])
+    write_ids(tmp_path / "a.png", ids)
+    read = read_panoptic_png(str(tmp_path / "a.png"))
+    assert read.dtype == np.int32
+    np.testing.assert_array_equal(read, ids)
+
+
+def test_alpha_is_ignored(tmp_path):
+    rgba = np.zeros((2, 2, 4), np.uint8)
+    rgba[0, 0] = (7, 1, 0, 128)
+    Image.fromarray(rgba).save(tmp_path / "a.png")
+    np.testing.assert_array_equal(read_panoptic_png(str(tmp_path / "a.png")), [[263, 0], [0, 0]])
+
+
+def _write_bad_png(path, kind):
+    grey = Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8))
+    if kind == "text":
+        path.write_text("not a picture")
+    elif kind == "empty":
+        path.write_bytes(b"")
+    elif kind == "grey":
+        grey.save(path)
+    elif kind == "palette":
+        grey.convert("P").save(path)
+    elif kind == "16-bit":
+        Image.fromarray(np.arange(64, dtype=np.uint16).reshape(8, 8)).save(path)
+    elif kind == "damaged":
+        write_ids(path, np.random.randint(0, 2**24, (50, 50)))
+        path.write_bytes(path.read_bytes()[:2000])
+
+
+@pytest.mark.parametrize(
+    "kind, message",
+    [
+        ("missing", "not there"),
+        ("text", "no PNG"),
+        ("empty", "no PNG"),
+        ("grey", "8-bit RGB"),
+        ("palette", "8-bit RGB"),
+        ("16-bit", "8-bit RGB"),
+        ("damaged", "damaged"),
+    ],
+)
+def test_unusable_pngs_are_named(tmp_path, kind, message):
+    path = tmp_path / "broken.png"
+    _write_bad_png(path, kind)
+    with pytest.raises((ValueError, FileNotFoundError), match=message) as e:
+        read_panoptic_png(str(path))
+    assert str(path) in str(e.value)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    arrays(np.int32, st.tuples(st.integers(1, 6), st.integers(1, 7)), elements=st.integers(0, 5))
+)
+def test_index_map_numbers_segments_in_their_order(numbers):
+    ids_of_numbers = np.array([0, 900, 3, 2**24 - 1, 256, 70000])
+    present = sorted(set(numbers.flat) - {0}, reverse=True)
+    segments = [thing(int(ids_of_numbers[n])) for n in present]
+    index = index_map(ids_of_numbers[numbers], segments, "x.png")
+    for i, n in enumerate(present):
+        np.testing.assert_array_equal(index == i + 1, numbers == n)
+    np.testing.assert_array_equal(index == 0, numbers == 0)
+
+
+@pytest.mark.parametrize("count, dtype", [(255, np.uint8), (256, np.uint16)])
+def test_index_map_has_room_for_all_segments(count, dtype):
+    ids = np.arange(count + 1).reshape(1, -1)
+    index = index_map(ids, [thing(i) for i in range(1, count + 1)], "x.png")
+    assert index.dtype == dtype
+    np.testing.assert_array_equal(index, ids)
+
+
+@pytest.mark.parametrize(
+    "ids_in_json, message",
+    [
+        ([1, 2], r"1 in the PNG only: \[3\]"),
+        ([1, 2, 3, 4], r"1 in segments_info only: \[4\]"),
+        ([1, 2, 5], r"in the PNG only: \[3\]; 1 in segments_info only: \[5\]"),
+    ],
+)
+def test_different_ids_in_png_and_json_are_named(ids_in_json, message):
+    with pytest.raises(ValueError, match=message) as e:
+        index_map(np.array([[0, 1, 2, 3]]), [thing(i) for i in ids_in_json], "some/x.png")
+    assert "some/x.png" in str(e.value)
+
+
+def test_targets_of_a_hand_made_map():
+    index = np.array(
+        [
+            [1, 1, 1, 4, 4],
+            [1, 2, 3, 4, 4],
+            [1, 2, 2, 0, 4],
+        ],
+        np.uint8,
+    )
+    segments = [stuff(1, 6), thing(2, 1), thing(3, 0), thing(4, 0, iscrowd=1), thing(5, 1)]
+    masks, boxes, classes = thing_masks(index, segments)
+    # Segment 5 has no pixel, as after a crop; segment 3 has one.
+    np.testing.assert_array_equal(masks, [index == 2, index == 3])
+    np.testing.assert_array_equal(boxes, [[1, 1, 3, 3], [2, 1, 3, 2]])
+    np.testing.assert_array_equal(classes, [1, 0])
+    np.testing.assert_array_equal(crowd_boxes(index, segments), [[3, 0, 5, 3]])
+    np.testing.assert_array_equal(
+        stuff_labels(index, segments), [[6, 6, 6, 0, 0], [6, 0, 0, 0, 0], [6, 0, 0, 255, 0]]
+    )
+
+
+@pytest.mark.parametrize("segments", [[], [stuff(1, 3)], [thing(1, iscrowd=1)]])
+def test_images_without_things_have_empty_targets(segments):
+    index = np.full((4, 5), len(segments), np.uint8)
+    masks, boxes, classes = thing_masks(index, segments)
+    assert masks.shape == (0, 4, 5) and masks.dtype == bool
+    assert boxes.shape == (0, 4) and boxes.dtype == np.float32
+    assert classes.shape == (0,) and classes.dtype == np.int64
+    assert stuff_labels(index, segments)[0, 0] == (segments[0]["stuff_label"] if segments else 255)
+
+
+def test_things_keep_their_own_stuff_label_where_the_dataset_has_one():
+    segments = [{**thing(1, category_id=2), "stuff_label": 13}]
+    assert stuff_labels(np.ones((1, 1), np.uint8), segments).item() == 13
