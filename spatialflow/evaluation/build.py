@@ -1,0 +1,115 @@
+"""The evaluators that a dataset and a model get, and their results as tables."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping
+
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, DatasetEvaluators
+from tabulate import tabulate
+
+from .ground_truth import PanopticGroundTruth
+from .instances import PanopticInstanceEvaluator
+from .panoptic import PanopticEvaluator
+from .semantic import PanopticSemSegEvaluator
+
+logger = logging.getLogger(__name__)
+
+_PQ_ROWS = {"All": "", "Things": "_th", "Stuff": "_st"}
+_OTHER_COLUMNS = {
+    "box AP": ("bbox", "AP"),
+    "box AP50": ("bbox", "AP50"),
+    "box AP75": ("bbox", "AP75"),
+    "mask AP": ("segm", "AP"),
+    "mask AP50": ("segm", "AP50"),
+    "mask AP75": ("segm", "AP75"),
+    "mIoU": ("sem_seg", "mIoU"),
+    "fwIoU": ("sem_seg", "fwIoU"),
+}
+
+
+def build_evaluator(
+    cfg: CfgNode, dataset_name: str, output_dir: str | None = None
+) -> DatasetEvaluators:
+    """What can be measured of this model on this dataset.
+
+    On a panoptic dataset: PQ with both segmentation branches, box AP always, mask AP with the
+    thing branch, mIoU with the stuff branch. On a COCO instance dataset: box AP. On Cityscapes: PQ.
+
+    Args:
+        cfg: MODEL.SPATIALFLOW.THING_ON and STUFF_ON are read.
+        dataset_name: a registered dataset.
+        output_dir: where to write the predictions; None: they are not written.
+
+    Raises:
+        FileNotFoundError: the dataset's JSON is not there.
+        ValueError: the dataset is of another kind, or its JSON is unsound.
+    """
+    kind = MetadataCatalog.get(dataset_name).get("evaluator_type")
+    if kind == "coco":
+        return DatasetEvaluators([_coco_evaluator(dataset_name, ("bbox",), output_dir)])
+    if kind not in ("coco_panoptic_seg", "cityscapes_panoptic_seg"):
+        raise ValueError(
+            f"Dataset {dataset_name} has evaluator_type {kind!r}; panoptic datasets "
+            "(spatialflow.data.register_coco_panoptic) and COCO instance datasets can be evaluated."
+        )
+    things, stuff = cfg.MODEL.SPATIALFLOW.THING_ON, cfg.MODEL.SPATIALFLOW.STUFF_ON
+    ground_truth = PanopticGroundTruth(dataset_name)
+    evaluators: list[DatasetEvaluator] = []
+    if things and stuff:
+        evaluators.append(PanopticEvaluator(ground_truth, output_dir))
+    if kind == "cityscapes_panoptic_seg":
+        return DatasetEvaluators(evaluators)
+    tasks = ("bbox", "segm") if things else ("bbox",)
+    if MetadataCatalog.get(dataset_name).get("sem_seg_root"):
+        # Detectron2's "separated" datasets: their things are those of an instances JSON.
+        evaluators.append(_coco_evaluator(dataset_name, tasks, output_dir))
+    else:
+        evaluators.append(PanopticInstanceEvaluator(ground_truth, tasks, output_dir))
+    if stuff:
+        evaluators.append(PanopticSemSegEvaluator(ground_truth))
+    return DatasetEvaluators(evaluators)
+
+
+def format_results(results: Mapping[str, Mapping[str, float]]) -> str:
+    """Tables of one dataset's results: PQ, SQ, RQ, then AP and IoU, as far as they are there.
+
+    Args:
+        results: what ``build_evaluator(...).evaluate()`` returns in the main process.
+
+    Returns:
+        Text for a terminal; "-" stands for what could not be measured (NaN).
+    """
+    tables = []
+    if "panoptic_seg" in results:
+        metrics = results["panoptic_seg"]
+        rows = [
+            [group, *(_shown(metrics[key + suffix]) for key in ("PQ", "SQ", "RQ"))]
+            for group, suffix in _PQ_ROWS.items()
+        ]
+        tables.append(_table(rows, ["", "PQ", "SQ", "RQ"]))
+    others = {
+        column: _shown(results[task][metric])
+        for column, (task, metric) in _OTHER_COLUMNS.items()
+        if metric in results.get(task, {})
+    }
+    if others:
+        tables.append(_table([list(others.values())], list(others)))
+    return "\n\n".join(tables) or "Nothing was evaluated."
+
+
+def _coco_evaluator(
+    dataset_name: str, tasks: tuple[str, ...], output_dir: str | None
+) -> COCOEvaluator:
+    return COCOEvaluator(dataset_name, tasks, output_dir=output_dir, use_fast_impl=False)
+
+
+def _shown(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.2f}"
+
+
+def _table(rows: list[list[str]], headers: list[str]) -> str:
+    return tabulate(rows, headers, tablefmt="pipe", disable_numparse=True, stralign="right")

@@ -1,0 +1,69 @@
+"""The panoptic ground truth of a registered dataset, one image at a time."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Hashable
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from detectron2.data import MetadataCatalog
+
+from spatialflow.data.categories import Categories
+from spatialflow.data.coco_panoptic import read_panoptic_json
+from spatialflow.data.targets import read_panoptic_png
+
+
+@dataclass(frozen=True)
+class AnnotatedImage:
+    """Ground truth of one image.
+
+    Attributes:
+        png: path of the panoptic PNG.
+        id_map: (H, W) int32 segment ids, 0 for void; shared, so not to be written to.
+        segments: the image's ``segments_info`` as the JSON has it, with dataset category ids.
+    """
+
+    png: str
+    id_map: np.ndarray
+    segments: list[dict]
+
+
+class PanopticGroundTruth:
+    """Ground truth of a dataset in COCO panoptic format, looked up by image id.
+
+    The evaluators of a dataset share one, so that each PNG is read once for all of them.
+
+    Attributes:
+        name: the dataset's registered name.
+        categories: its classes.
+        png_names: file name of the PNG, as in the JSON, by image id.
+    """
+
+    def __init__(self, dataset_name: str):
+        """
+        Raises:
+            FileNotFoundError: the dataset's JSON is not there.
+            ValueError: the dataset is not registered as a panoptic one, or its JSON is none.
+        """
+        metadata = MetadataCatalog.get(dataset_name)
+        self.name = dataset_name
+        self.categories = Categories.from_metadata(metadata)
+        self._root, self._json = metadata.panoptic_root, metadata.panoptic_json
+        annotations = read_panoptic_json(self._json)["annotations"]
+        self.png_names = {a["image_id"]: a["file_name"] for a in annotations}
+        self._segments = {a["image_id"]: a["segments_info"] for a in annotations}
+        # More than one, because each evaluator goes over a whole batch before the next does.
+        self.load = lru_cache(maxsize=8)(self._load)
+
+    def _load(self, image_id: Hashable) -> AnnotatedImage:
+        if image_id not in self._segments:
+            raise ValueError(
+                f"Image {image_id!r} is not annotated in {self._json}, so it cannot be evaluated "
+                f"as part of {self.name}."
+            )
+        png = os.path.join(self._root, self.png_names[image_id])
+        id_map = read_panoptic_png(png)
+        id_map.setflags(write=False)
+        return AnnotatedImage(png, id_map, self._segments[image_id])

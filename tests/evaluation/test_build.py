@@ -1,0 +1,202 @@
+"""Which evaluators a dataset and a model get, their agreement over processes, and the tables."""
+
+import json
+import math
+import socket
+from datetime import timedelta
+
+import pytest
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from detectron2.config import get_cfg
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import register_coco_instances
+from detectron2.data.datasets import register_coco_panoptic_separated as register_separated
+from detectron2.data.datasets.builtin_meta import _get_builtin_metadata
+from detectron2.data.samplers import InferenceSampler
+from panoptic_scenes import (
+    CATEGORIES,
+    detections,
+    evaluate_perfect,
+    inputs_of,
+    perfect_output,
+    two_images,
+    write_panoptic,
+)
+
+from spatialflow.config import add_spatialflow_config
+from spatialflow.data import register_coco_panoptic
+from spatialflow.evaluation import PanopticGroundTruth, build_evaluator, format_results
+
+
+@pytest.mark.parametrize(
+    "things, stuff, tasks",
+    [
+        (True, True, ["panoptic_seg", "bbox", "segm", "sem_seg"]),
+        (True, False, ["bbox", "segm"]),
+        (False, True, ["bbox", "sem_seg"]),
+        (False, False, ["bbox"]),
+    ],
+)
+def test_measures_follow_the_branches(register, cfg, things, stuff, tasks):
+    cfg.MODEL.SPATIALFLOW.THING_ON, cfg.MODEL.SPATIALFLOW.STUFF_ON = things, stuff
+    name = register(two_images())
+    results = evaluate_perfect(build_evaluator(cfg, name), name)
+    assert list(results) == tasks
+    headline = {"panoptic_seg": "PQ", "bbox": "AP", "segm": "AP", "sem_seg": "mIoU"}
+    assert [results[t][headline[t]] for t in tasks] == pytest.approx([100] * len(tasks))
+
+
+def test_nothing_predicted_at_all(register, cfg):
+    name = register(two_images())
+    truth, evaluator = PanopticGroundTruth(name), build_evaluator(cfg, name)
+    evaluator.reset()
+    for image in inputs_of(name):
+        output = perfect_output(truth, image["image_id"])
+        output["instances"] = output["instances"][:0]
+        output["panoptic_seg"] = (output["panoptic_seg"][0] * 0, [])
+        evaluator.process([image], [output])
+    results = evaluator.evaluate()
+    assert results["panoptic_seg"]["PQ"] == 0
+    assert math.isnan(results["segm"]["AP"])
+    assert "| Things |" in format_results(results)
+
+
+def test_coco_instance_dataset_gets_box_ap(cfg, tmp_path):
+    content = {
+        "info": {},
+        "images": [{"id": 1, "file_name": "a.jpg", "height": 8, "width": 8}],
+        "categories": [{"id": 2, "name": "cat"}],
+        "annotations": [
+            {"id": 1, "image_id": 1, "category_id": 2, "bbox": [0, 0, 4, 4], "area": 16}
+            | {"iscrowd": 0}
+        ],
+    }
+    path, name = tmp_path / "instances.json", "evaluation_test_instances"
+    path.write_text(json.dumps(content))
+    register_coco_instances(
+        name,
+        {"thing_classes": ["cat"], "thing_dataset_id_to_contiguous_id": {2: 0}},
+        str(path),
+        str(tmp_path),
+    )
+    evaluator = build_evaluator(cfg, name)
+    DatasetCatalog.remove(name)
+    MetadataCatalog.remove(name)
+    evaluator.reset()
+    evaluator.process([{"image_id": 1}], [detections((8, 8), (0, 0, 4, 4, 0, 0.9))])
+    results = evaluator.evaluate()
+    assert list(results) == ["bbox"]
+    assert results["bbox"]["AP"] == pytest.approx(100)
+
+
+def test_separated_coco_uses_the_instances_json(coco_sample, cfg):
+    coco, name = coco_sample / "coco", "evaluation_test_coco"
+    register_separated(
+        name,
+        _get_builtin_metadata("coco_panoptic_separated"),
+        str(coco / "val2017"),
+        str(coco / "panoptic_val2017"),
+        str(coco / "annotations" / "panoptic_val2017.json"),
+        "unused",
+        str(coco / "annotations" / "instances_val2017.json"),
+    )
+    try:
+        separated = f"{name}_separated"
+        evaluator = build_evaluator(cfg, separated)
+        results = evaluate_perfect(evaluator, separated)
+    finally:
+        for registered in (f"{name}_separated", f"{name}_stuffonly"):
+            DatasetCatalog.remove(registered)
+            MetadataCatalog.remove(registered)
+    assert results["panoptic_seg"]["PQ"] == results["sem_seg"]["mIoU"] == 100
+    # The polygons fill a hole in two of the forty objects, so the last thresholds may fail.
+    assert 97 < results["segm"]["AP"] <= 100
+    assert results["bbox"]["AP"] == pytest.approx(100)
+
+
+def test_cityscapes_gets_pq(cityscapes, cfg):
+    assert list(evaluate_perfect(build_evaluator(cfg, cityscapes), cityscapes)) == ["panoptic_seg"]
+    cfg.MODEL.SPATIALFLOW.STUFF_ON = False
+    assert evaluate_perfect(build_evaluator(cfg, cityscapes), cityscapes) == {}
+
+
+def test_dataset_of_another_kind(cfg):
+    with pytest.raises(ValueError, match=r"voc_2007_val has evaluator_type 'pascal_voc'"):
+        build_evaluator(cfg, "voc_2007_val")
+
+
+def _evaluate_share(rank, world_size, port, paths, out):
+    """Evaluate this process's share of a dataset, of whose images the last segment is missed."""
+    if world_size > 1:
+        dist.init_process_group(
+            "gloo",
+            init_method=f"tcp://127.0.0.1:{port}",
+            rank=rank,
+            world_size=world_size,
+            timeout=timedelta(seconds=60),
+        )
+    cfg = get_cfg()
+    add_spatialflow_config(cfg)
+    name = "evaluation_test_shared"
+    register_coco_panoptic(name, *paths)
+    truth, inputs, evaluator = (
+        PanopticGroundTruth(name),
+        inputs_of(name),
+        build_evaluator(cfg, name),
+    )
+    evaluator.reset()
+    for i in InferenceSampler(len(inputs)):
+        output = perfect_output(truth, inputs[i]["image_id"])
+        id_map, segments = output["panoptic_seg"]
+        id_map[id_map == segments.pop()["id"]] = 0
+        output["instances"] = output["instances"][int(i == 0) :]
+        output["sem_seg"] = output["sem_seg"].roll(2, dims=1)
+        evaluator.process([inputs[i]], [output])
+    (out / f"{world_size}_{rank}.json").write_text(json.dumps(evaluator.evaluate()))
+    if world_size > 1:
+        dist.destroy_process_group()
+
+
+def test_two_processes_give_the_numbers_of_one(tmp_path):
+    paths = write_panoptic(tmp_path, two_images() * 2 + two_images()[:1], CATEGORIES)
+    _evaluate_share(0, 1, None, paths, tmp_path)
+    DatasetCatalog.remove("evaluation_test_shared")
+    MetadataCatalog.remove("evaluation_test_shared")
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    mp.spawn(_evaluate_share, (2, port, paths, tmp_path), nprocs=2)
+    one, main, other = (
+        json.loads((tmp_path / f"{n}.json").read_text()) for n in ("1_0", "2_0", "2_1")
+    )
+    assert other == {}
+    assert list(main) == ["panoptic_seg", "bbox", "segm", "sem_seg"]
+    for task, metrics in one.items():
+        assert main[task] == pytest.approx(metrics, nan_ok=True), task
+    assert 0 < one["panoptic_seg"]["PQ"] < 100
+    assert 0 < one["segm"]["AP"] < 100
+    assert 0 < one["sem_seg"]["mIoU"] < 100
+
+
+def test_tables():
+    pq = {"PQ": 40.125, "SQ": 78, "RQ": 50, "PQ_th": 45, "SQ_th": 80, "RQ_th": 55}
+    pq |= {"PQ_st": math.nan, "SQ_st": math.nan, "RQ_st": math.nan, "PQ-cat": 3}
+    text = format_results(
+        {"panoptic_seg": pq, "bbox": {"AP": 30, "AP50": 50.5}, "sem_seg": {"mIoU": 61}}
+    )
+    cells = [[c.strip() for c in line.strip("|").split("|")] for line in text.splitlines()]
+    assert cells[0] == ["", "PQ", "SQ", "RQ"]
+    assert cells[2:5] == [
+        ["All", "40.12", "78.00", "50.00"],
+        ["Things", "45.00", "80.00", "55.00"],
+        ["Stuff", "-", "-", "-"],
+    ]
+    assert cells[6] == ["box AP", "box AP50", "mIoU"]
+    assert cells[8] == ["30.00", "50.50", "61.00"]
+
+
+def test_tables_of_a_model_without_segmentation():
+    text = format_results({"bbox": {"AP": 30.0}})
+    assert "box AP" in text and "PQ" not in text
+    assert format_results({}) == "Nothing was evaluated."
