@@ -138,7 +138,7 @@ def prepare_datasets(
 
 def _register_entries(cfg: CfgNode) -> list[list[str]]:
     for entry in cfg.DATASETS.REGISTER:
-        if len(entry) != 4 or not all(isinstance(e, str) for e in entry):
+        if isinstance(entry, str) or [type(part) for part in entry] != [str] * 4:
             raise ValueError(
                 "DATASETS.REGISTER: each entry is [name, image folder, PNG folder, JSON], not "
                 f"{entry}."

@@ -14,7 +14,9 @@ from spatialflow.config import add_spatialflow_config
 def empty_folder(tmp_path: Path) -> PanopticFolder:
     for name in ("images", "panoptic"):
         (tmp_path / name).mkdir()
-    return PanopticFolder(tmp_path, {"images": [], "annotations": [], "categories": CATEGORIES})
+    return PanopticFolder(
+        tmp_path, {"images": [], "annotations": [], "categories": list(CATEGORIES)}
+    )
 
 
 @pytest.fixture

@@ -69,3 +69,33 @@ def scene() -> tuple[np.ndarray, list[dict]]:
     ids[:, 29] = 0
     segments = [segment(1, SKY), segment(256, ROAD), segment(70000, CAR), segment(513, PERSON, 1)]
     return ids, segments
+
+
+def write_cityscapes(root: Path) -> tuple[str, str, str]:
+    """One image in Cityscapes' layout: road (id 7) and a car (id 26); returns the paths.
+
+    The JSON is as createPanopticImgs of cityscapesscripts makes it: the file name it gives for the
+    image does not exist.
+    """
+    (root / "images" / "ulm").mkdir(parents=True)
+    (root / "panoptic").mkdir()
+    id_ = "ulm_000000_000019"
+    image = Image.fromarray(np.zeros((4, 6, 3), np.uint8))
+    image.save(root / "images" / "ulm" / f"{id_}_leftImg8bit.png")
+    ids = np.full((4, 6), 7)
+    ids[1:3, 1:3] = 26000
+    write_ids(root / "panoptic" / f"{id_}_gtFine_panoptic.png", ids)
+    file_name = f"{id_}_gtFine_leftImg8bit.png"
+    content = {
+        "images": [{"id": id_, "width": 6, "height": 4, "file_name": file_name}],
+        "annotations": [
+            {
+                "image_id": id_,
+                "file_name": f"{id_}_gtFine_panoptic.png",
+                "segments_info": [segment(7, 7), segment(26000, 26)],
+            }
+        ],
+        "categories": [],
+    }
+    (root / "panoptic.json").write_text(json.dumps(content))
+    return tuple(str(root / name) for name in ("images", "panoptic", "panoptic.json"))
