@@ -71,7 +71,13 @@ def _cityscapes(split: str) -> DatasetLayout:
     )
 
 
-DATASETS = (_coco("train2017"), _coco("val2017"), _cityscapes("train"), _cityscapes("val"))
+_TOY = DatasetLayout(
+    "toy scenes",
+    ("toy/train", "toy/panoptic_train.json", "toy/val", "toy/panoptic_val.json"),
+    "`python -m spatialflow.data.toy` writes them; `make demo` does so too",
+)
+
+DATASETS = (_TOY, _coco("train2017"), _coco("val2017"), _cityscapes("train"), _cityscapes("val"))
 
 # Modules that SpatialFlow or Detectron2 cannot do without, beside those with a check of their own.
 REQUIRED_MODULES = (
@@ -193,7 +199,7 @@ def check_module(name: str) -> Finding:
 
 def datasets_root(environ: Mapping[str, str] = os.environ) -> Path:
     """The folder that holds the datasets: ``$DETECTRON2_DATASETS``, or ``datasets``."""
-    return Path(environ.get("DETECTRON2_DATASETS", "datasets"))
+    return Path(environ.get("DETECTRON2_DATASETS", "datasets")).expanduser()
 
 
 def check_datasets_root(root: Path) -> Finding:

@@ -13,6 +13,7 @@ import torch
 import torchvision
 
 from spatialflow import doctor
+from spatialflow.data import toy
 from spatialflow.doctor import Finding, Status
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -148,6 +149,7 @@ def test_check_compiled_operators(monkeypatch, tmp_path, code, status, message):
 
 def test_datasets_root__from_the_environment_or_beside():
     assert doctor.datasets_root({"DETECTRON2_DATASETS": "/data"}) == Path("/data")
+    assert doctor.datasets_root({"DETECTRON2_DATASETS": "~/data"}) == Path.home() / "data"
     assert doctor.datasets_root({}) == Path("datasets")
 
 
@@ -164,6 +166,12 @@ def test_check_dataset__complete_partial_absent(tmp_path):
 
     (tmp_path / "coco/annotations").mkdir()
     (tmp_path / "coco/annotations/panoptic_val2017.json").touch()
+    assert doctor.check_dataset(layout, tmp_path).status is Status.OK
+
+
+def test_check_dataset__toy_scenes_as_written(tmp_path):
+    toy.generate(str(tmp_path), train=1, val=1)
+    layout = next(d for d in doctor.DATASETS if d.name == "toy scenes")
     assert doctor.check_dataset(layout, tmp_path).status is Status.OK
 
 
