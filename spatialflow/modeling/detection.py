@@ -60,7 +60,7 @@ class Detector(nn.Module):
         topk_candidates: anchors kept for each level before NMS.
         nms_thresh: IoU over which NMS drops, class by class (0.4: Sec. IV-B).
         max_detections: boxes kept for each image (100: Sec. IV-B).
-        size_divisibility: to which the backbone pads an image by itself.
+        size_divisibility: to which the backbone pads an image by itself; 0 is no padding.
     """
 
     @configurable
@@ -194,7 +194,10 @@ class Detector(nn.Module):
         all_anchors = Boxes.cat(anchors)
         labels, boxes = [], []
         for gt, crowds in zip(gt_instances, crowd_boxes, strict=True):
-            matched, match_labels = self.anchor_matcher(pairwise_iou(gt.gt_boxes, all_anchors))
+            inside = self._inside(gt.image_size, grid_sizes, all_anchors.device)
+            # An anchor that is ignored must not be the best one of a box, or the box has none.
+            iou = pairwise_iou(gt.gt_boxes, all_anchors) * inside
+            matched, match_labels = self.anchor_matcher(iou)
             background = match_labels == 0
             if len(gt):
                 labels_i, boxes_i = gt.gt_classes[matched], gt.gt_boxes.tensor[matched]
@@ -204,8 +207,7 @@ class Detector(nn.Module):
             if len(crowds):
                 on_crowd = pairwise_ioa(crowds, all_anchors).amax(dim=0) > CROWD_COVER
                 labels_i[background & on_crowd] = IGNORED
-            labels_i[match_labels == -1] = IGNORED
-            labels_i[~self._inside(gt.image_size, grid_sizes, labels_i.device)] = IGNORED
+            labels_i[(match_labels == -1) | ~inside] = IGNORED
             labels.append(labels_i)
             boxes.append(boxes_i)
         return AnchorTargets(torch.stack(labels), boxes)
@@ -214,9 +216,8 @@ class Detector(nn.Module):
         self, image_size: tuple[int, int], grid_sizes: list[tuple[int, int]], device: torch.device
     ) -> Tensor:
         """(R,) bool: anchors whose cell would exist were the image alone in its batch."""
-        height, width = (
-            math.ceil(side / self.size_divisibility) * self.size_divisibility for side in image_size
-        )
+        unit = max(self.size_divisibility, 1)
+        height, width = (math.ceil(side / unit) * unit for side in image_size)
         inside = []
         for (rows, columns), stride, num_anchors in zip(
             grid_sizes,
@@ -274,8 +275,11 @@ class Detector(nn.Module):
         candidates = [
             self._decode_level(*level) for level in zip(logits, deltas, anchors, strict=True)
         ]
-        boxes = Boxes(torch.cat([boxes for boxes, _ in candidates]))
+        boxes = torch.cat([boxes for boxes, _ in candidates])
         scores = torch.cat([scores for _, scores in candidates])
+        # When training diverges or overflows, it is the loss that says so, not the clipping.
+        finite = boxes.isfinite().all(dim=1)
+        boxes, scores = Boxes(boxes[finite]), scores[finite]
         boxes.clip(image_size)
         boxes.scale(output_size[1] / image_size[1], output_size[0] / image_size[0])
         keep = (scores > self.score_thresh) & boxes.nonempty()[:, None]
