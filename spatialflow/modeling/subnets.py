@@ -139,7 +139,7 @@ class Subnetworks(nn.Module):
         tasks: Sequence[str] = TASKS,
     ):
         super().__init__()
-        _check_arguments(num_stages, flows, deform_on)
+        _check_arguments(num_stages, flows, deform_on, tasks)
         ends = [tuple(flow.split("_")) for flow in flows]
         ends = [(source, target) for source, target in ends if {source, target} <= set(tasks)]
         self.location_source = {target: source for source, target in ends if source != "stuff"}
@@ -221,8 +221,15 @@ def _build_subnet(
 
 
 def _check_arguments(
-    num_stages: Mapping[str, int], flows: Sequence[str], deform_on: Sequence[str]
+    num_stages: Mapping[str, int],
+    flows: Sequence[str],
+    deform_on: Sequence[str],
+    tasks: Sequence[str],
 ) -> None:
+    if unknown := sorted(set(tasks) - set(TASKS)):
+        raise ValueError(f"There is no task {unknown[0]!r}; choose among {', '.join(TASKS)}.")
+    if not {"cls", "reg"} <= set(tasks):
+        raise ValueError(f"The tasks are {list(tasks)}; cls and reg must be among them.")
     for task in TASKS:
         if not 0 <= num_stages[task] <= MAX_STAGES:
             raise ValueError(f"{task} has {num_stages[task]} stages; give 0 to {MAX_STAGES}.")
