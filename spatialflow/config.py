@@ -97,12 +97,14 @@ def load_config(config_file: str, opts: Sequence[str] = ()) -> CN:
     add_spatialflow_config(cfg)
     try:
         # Detectron2's own merge_from_file would admit YAML's unsafe tags.
-        loaded = CN.load_yaml_with_base(config_file, allow_unsafe=False)
+        loaded = CN(CN.load_yaml_with_base(config_file, allow_unsafe=False))
     except FileNotFoundError as e:
         raise FileNotFoundError(f"Config {config_file}: {e.filename or e} is not there.") from e
-    except (YAMLError, AttributeError, UnicodeDecodeError) as e:
+    except RecursionError as e:
+        raise ValueError(f"Config {config_file} is its own _BASE_, directly or not.") from e
+    except (YAMLError, AssertionError, AttributeError, TypeError, UnicodeDecodeError) as e:
         raise ValueError(f"Config {config_file} is not a plain YAML mapping: {e}") from e
-    _merge(cfg, lambda: cfg.merge_from_other_cfg(CN(loaded)), f"Config {config_file}")
+    _merge(cfg, lambda: cfg.merge_from_other_cfg(loaded), f"Config {config_file}")
     if len(opts) % 2:
         raise ValueError(f"Overrides come as KEY VALUE pairs; {opts[-1]!r} stands alone.")
     _merge(cfg, lambda: cfg.merge_from_list(list(opts)), "Command line")
@@ -117,13 +119,14 @@ def config_dir() -> Path:
 def _merge(cfg: CN, merge, where: str) -> None:
     try:
         merge()
-    except KeyError as e:
-        key = str(e.args[0]).rsplit(" ", 1)[-1]
+    except (KeyError, AssertionError, ValueError) as e:
+        message = str(e.args[0])
+        if not message.startswith("Non-existent"):
+            raise ValueError(f"{where}: {message}") from e
+        key = message.rsplit(" ", 1)[-1]
         near = difflib.get_close_matches(key, list(_key_names(cfg)), n=1, cutoff=0.6)
         hint = f"; did you mean {near[0]}?" if near else "."
         raise KeyError(f"{where}: there is no config key {key}{hint}") from e
-    except (AssertionError, ValueError) as e:
-        raise ValueError(f"{where}: {e}") from e
 
 
 def _key_names(cfg: CN, prefix: str = ""):
