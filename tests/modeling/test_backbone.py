@@ -1,0 +1,51 @@
+"""The FPN with P3 to P7 that a config builds."""
+
+import pytest
+import torch
+from detectron2.modeling import build_backbone
+
+from spatialflow.config import config_dir, load_config
+
+
+@pytest.fixture
+def cfg():
+    cfg = load_config(str(config_dir() / "Base-Small.yaml"))
+    cfg.MODEL.FPN.OUT_CHANNELS = 16
+    return cfg
+
+
+def test_levels_have_strides_8_to_128(cfg):
+    backbone = build_backbone(cfg)
+    shapes = backbone.output_shape()
+    assert {name: shape.stride for name, shape in shapes.items()} == {
+        f"p{i}": 2**i for i in range(3, 8)
+    }
+    assert {shape.channels for shape in shapes.values()} == {16}
+    assert backbone.size_divisibility == 32
+    features = backbone(torch.randn(1, 3, 96, 160))
+    assert {name: tuple(f.shape) for name, f in features.items()} == {
+        "p3": (1, 16, 12, 20),
+        "p4": (1, 16, 6, 10),
+        "p5": (1, 16, 3, 5),
+        "p6": (1, 16, 2, 3),
+        "p7": (1, 16, 1, 2),
+    }
+
+
+@pytest.mark.parametrize("relu", [True, False])
+def test_p6_is_made_from_c5_and_p7_from_p6(cfg, relu):
+    cfg.MODEL.SPATIALFLOW.P7_RELU = relu
+    backbone = build_backbone(cfg)
+    image = torch.randn(1, 3, 128, 128)
+    features = backbone(image)
+    p6 = backbone.top_block.p6(backbone.bottom_up(image)["res5"])
+    assert (p6 < 0).any()
+    torch.testing.assert_close(features["p6"], p6)
+    p7 = backbone.top_block.p7(p6.relu() if relu else p6)
+    torch.testing.assert_close(features["p7"], p7)
+
+
+def test_weights_do_not_depend_on_the_relu(cfg):
+    names = set(build_backbone(cfg).state_dict())
+    cfg.MODEL.SPATIALFLOW.P7_RELU = False
+    assert set(build_backbone(cfg).state_dict()) == names

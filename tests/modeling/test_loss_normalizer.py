@@ -1,0 +1,42 @@
+"""The normaliser of the losses in one process and over two."""
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from spatialflow.modeling.loss_normalizer import mean_over_processes
+
+
+@pytest.mark.parametrize(("count", "expected"), [(7, 7.0), (0, 1.0), (torch.tensor(5), 5.0)])
+def test_single_process(count, expected):
+    mean = mean_over_processes(count, like=torch.zeros(1))
+    assert mean.item() == expected
+    assert mean.dtype == torch.float32
+    assert mean.shape == ()
+
+
+def test_the_count_is_left_as_it_was():
+    count = torch.tensor(0.0)
+    mean_over_processes(count, like=count)
+    assert count == 0
+
+
+def _losses_of_process(rank, store, results):
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    values = (torch.tensor([1.0, 2, 3]), torch.tensor([10.0]))[rank]
+    mean = mean_over_processes(len(values), like=values)
+    loss = values.sum() / mean
+    dist.all_reduce(loss)
+    nothing = mean_over_processes(0, like=values)
+    torch.save((mean, loss / 2, nothing), f"{results}/{rank}")
+    dist.destroy_process_group()
+
+
+def test_two_processes_average_to_the_loss_of_the_whole_batch(tmp_path):
+    mp.spawn(_losses_of_process, (str(tmp_path / "store"), str(tmp_path)), nprocs=2)
+    for rank in range(2):
+        mean, loss, nothing = torch.load(tmp_path / str(rank))
+        assert mean == 2.0  # four values over two processes
+        assert loss == (1 + 2 + 3 + 10) / 4
+        assert nothing == 0.5  # one in all

@@ -1,0 +1,254 @@
+"""The sub-networks against equations (3) and (4) written out again."""
+
+import itertools
+import random
+
+import pytest
+import torch
+import torch.nn.functional as F
+from builders import FLOWS, STAGES, tiny_subnets
+from torchvision.ops import deform_conv2d
+
+from spatialflow.config import config_dir, load_config
+from spatialflow.modeling.subnets import TASKS, Subnetworks
+
+C = 4
+SUBSETS = [s for n in range(5) for s in itertools.combinations(FLOWS, n)]
+CLS_FLOWS = ("cls_reg", "cls_stuff", "cls_thing", "stuff_thing")
+
+
+def pyramid(channels=C):
+    return [torch.randn(2, channels, 2 ** (4 - i) + 1, 2 ** (4 - i)) for i in range(5)]
+
+
+def conv(module, x):
+    return F.conv2d(x, module.weight, module.bias, padding=1)
+
+
+def equation_3(net, p, flows, stages):
+    """The last features of all tasks: stage j of n takes the source's stage m - n + j of m."""
+    source = "cls" if any(f.startswith("cls") for f in flows) else "reg"
+    outputs = {}
+    for task in (source, *(t for t in ("reg", "cls", "stuff", "thing") if t != source)):
+        x, outputs[task] = p, [p]
+        last = max(stages[task], 1)
+        for j in range(1, last + 1):
+            stage = getattr(net, task)[j - 1]
+            if f"{source}_{task}" in flows:
+                taken = stages[source] - last + j
+                x = x + conv(stage.location_flow, outputs[source][max(taken, 0)])
+            if task == "thing" and "stuff_thing" in flows and j == last:
+                x = x + conv(stage.semantic_flow, outputs["stuff"][-1])
+            x = F.relu(conv(stage.conv, x)) if stages[task] else x
+            outputs[task].append(x)
+    return {task: xs[-1] for task, xs in outputs.items()}
+
+
+def assert_follows_equation_3(flows, stages):
+    net, levels = tiny_subnets(flows, C, std=0.3, stages=stages), pyramid()
+    found = net(levels)
+    assert [len(getattr(found, task)) for task in TASKS] == [5, 5, 3, 3]
+    for i, p in enumerate(levels):
+        for task, expected in equation_3(net, p, flows, {**STAGES, **stages}).items():
+            if task in ("cls", "reg") or i < 3:
+                torch.testing.assert_close(getattr(found, task)[i], expected)
+
+
+def test_equation_3_literally():
+    net, levels = tiny_subnets(channels=C, std=0.3), pyramid()
+    found = net(levels)
+    for i, p in enumerate(levels[:3]):
+        reg = cls = stuff = p
+        for j in range(4):
+            reg = F.relu(conv(net.reg[j].conv, reg))
+            cls = F.relu(conv(net.cls[j].conv, cls + conv(net.cls[j].location_flow, reg)))
+            stuff = F.relu(conv(net.stuff[j].conv, stuff + conv(net.stuff[j].location_flow, reg)))
+        (stage,) = net.thing
+        flows_in = conv(stage.semantic_flow, stuff) + conv(stage.location_flow, reg)
+        thing = F.relu(conv(stage.conv, p + flows_in))
+        for task, expected in (("reg", reg), ("cls", cls), ("stuff", stuff), ("thing", thing)):
+            torch.testing.assert_close(getattr(found, task)[i], expected)
+
+
+@pytest.mark.parametrize("flows", SUBSETS, ids="+".join)
+def test_equation_3_with_every_set_of_flows(flows):
+    assert_follows_equation_3(flows, {})
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("n", range(5))
+def test_equation_3_with_every_number_of_stages(task, n):
+    assert_follows_equation_3(FLOWS, {task: n})
+
+
+def test_equation_3_with_mixed_flows_and_stages():
+    draw = random.Random(0)
+    for _ in range(40):
+        stages = {task: draw.randint(0, 4) for task in TASKS}
+        kind = draw.choice([FLOWS, CLS_FLOWS])
+        assert_follows_equation_3([f for f in kind if draw.random() < 0.7], stages)
+
+
+@pytest.mark.parametrize("n", range(5))
+def test_location_may_come_from_cls(n):
+    assert_follows_equation_3(CLS_FLOWS, {"reg": n})
+    assert_follows_equation_3(CLS_FLOWS, {"cls": n})
+
+
+def test_stages_are_aligned_at_their_end():
+    """With two stages, stuff takes reg_3 and reg_4, and never sees reg_1 but through them."""
+    net, (p, *_) = tiny_subnets(["reg_stuff"], C, std=0.3, stages={"stuff": 2}), pyramid()
+    reg = [p]
+    for stage in net.reg:
+        reg.append(F.relu(conv(stage.conv, reg[-1])))
+    x = p
+    for stage, location in zip(net.stuff, reg[3:], strict=True):
+        x = F.relu(conv(stage.conv, x + conv(stage.location_flow, location)))
+    torch.testing.assert_close(net.forward_level(p, True)["stuff"], x)
+
+
+def test_semantics_enter_the_last_thing_stage_only():
+    net = tiny_subnets(["stuff_thing"], C, stages={"thing": 3})
+    assert [stage.semantic_flow is not None for stage in net.thing] == [False, False, True]
+
+
+def test_sub_network_without_stages_and_flows_is_the_pyramid_itself():
+    levels = pyramid()
+    found = tiny_subnets([], C, stages=dict.fromkeys(TASKS, 0))(levels)
+    for task in TASKS:
+        for feature, p in zip(getattr(found, task), levels, strict=False):
+            assert feature is p
+
+
+def dcn(stage, x, offsets):
+    bias = stage.conv.bias
+    mask = offsets[:, 18:].sigmoid()
+    out = deform_conv2d(x, offsets[:, :18], stage.conv.weight, bias, padding=1, mask=mask)
+    return F.relu(out)
+
+
+def test_equation_4_literally():
+    net = tiny_subnets(channels=C, std=0.3, deform_on=["cls", "stuff", "thing"])
+    levels = pyramid()
+    found = net(levels)
+    for i, p in enumerate(levels):
+        reg = cls = stuff = p
+        for j in range(4):
+            reg = F.relu(conv(net.reg[j].conv, reg))
+            cls = dcn(net.cls[j], cls, conv(net.cls[j].location_flow, cls + reg))
+            stuff = dcn(net.stuff[j], stuff, conv(net.stuff[j].location_flow, stuff + reg))
+        torch.testing.assert_close(found.reg[i], reg)
+        torch.testing.assert_close(found.cls[i], cls)
+        if i < 3:
+            (stage,) = net.thing
+            with_stuff = p + conv(stage.semantic_flow, stuff)
+            thing = dcn(stage, with_stuff, conv(stage.location_flow, p + reg))
+            torch.testing.assert_close(found.stuff[i], stuff)
+            torch.testing.assert_close(found.thing[i], thing)
+
+
+def test_one_deformable_sub_network_leaves_the_others_plain():
+    net, (p, *_) = tiny_subnets(channels=C, std=0.3, deform_on=["stuff"]), pyramid()
+    found = net.forward_level(p, True)
+    expected = equation_3(net, p, ["reg_cls"], STAGES)
+    for task in ("reg", "cls"):
+        torch.testing.assert_close(found[task], expected[task])
+    (stage,) = net.thing
+    flows_in = conv(stage.semantic_flow, found["stuff"]) + conv(stage.location_flow, found["reg"])
+    torch.testing.assert_close(found["thing"], F.relu(conv(stage.conv, p + flows_in)))
+
+
+def test_deformable_sub_network_without_flow_makes_its_own_offsets():
+    net = tiny_subnets([], C, std=0.3, stages={"thing": 2}, deform_on=["thing"])
+    p = pyramid()[0]
+    x = p
+    for stage in net.thing:
+        x = dcn(stage, x, conv(stage.location_flow, x))
+    torch.testing.assert_close(net.forward_level(p, True)["thing"], x)
+
+
+def reached(net, feature):
+    """The tasks whose weights the feature depends on; flows count to the task they enter."""
+    named = dict(net.named_parameters())
+    grads = torch.autograd.grad(feature.sum(), named.values(), allow_unused=True, retain_graph=True)
+    return {
+        name.split(".")[0]
+        for name, grad in zip(named, grads, strict=True)
+        if grad is not None and grad.any()
+    }
+
+
+@pytest.mark.parametrize("deform_on", [(), ("cls", "stuff", "thing")], ids=["plain", "dcn"])
+@pytest.mark.parametrize("flows", SUBSETS, ids="+".join)
+def test_gradients_pass_between_sub_networks_only_through_flows(flows, deform_on):
+    net = tiny_subnets(flows, C, std=0.3, deform_on=deform_on)
+    found = net.forward_level(torch.randn(1, C, 8, 8), True)
+    expected = {task: {task} for task in TASKS}
+    for flow in flows:  # in the order of FLOWS, so that stuff is complete when thing takes it
+        source, target = flow.split("_")
+        expected[target] |= expected[source]
+    for task in TASKS:
+        assert reached(net, found[task]) == expected[task], task
+
+
+def test_every_weight_gets_a_gradient():
+    net = tiny_subnets(channels=C, std=0.3)
+    sum(f.sum() for features in net(pyramid()) for f in features).backward()
+    assert all(p.grad is not None and p.grad.any() for p in net.parameters())
+
+
+def test_switched_off_flows_and_branches_have_no_weights():
+    none = tiny_subnets([], C)
+    assert not any("flow" in name for name, _ in none.named_parameters())
+    assert len(list(none.parameters())) == 2 * 13
+    off = tiny_subnets(channels=C, tasks=["cls", "reg"])
+    assert {name.split(".")[0] for name, _ in off.named_parameters()} == {"cls", "reg"}
+
+
+@pytest.mark.parametrize(
+    ("tasks", "stuff", "thing"),
+    [(["cls", "reg"], 0, 0), (["cls", "reg", "stuff"], 3, 0), (["cls", "reg", "thing"], 0, 3)],
+)
+def test_branches_can_be_left_out(tasks, stuff, thing):
+    net, levels = tiny_subnets(channels=C, std=0.3, tasks=tasks), pyramid()
+    found = net(levels)
+    assert [len(getattr(found, task)) for task in TASKS] == [5, 5, stuff, thing]
+    flows = [flow for flow in FLOWS if set(flow.split("_")) <= set(tasks)]
+    full = tiny_subnets(flows, C)
+    full.load_state_dict(net.state_dict(), strict=False)
+    for task in tasks:
+        for found_i, expected in zip(
+            getattr(found, task), getattr(full(levels), task), strict=True
+        ):
+            torch.testing.assert_close(found_i, expected)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"stages": {"cls": 5}}, "cls has 5 stages; give 0 to 4"),
+        ({"stages": {"thing": -1}}, "thing has -1 stages"),
+        ({"flows": ["reg_cls", "stuff_cls"]}, "no flow 'stuff_cls'; choose among reg_cls"),
+        ({"flows": ["reg_reg"]}, "no flow 'reg_reg'"),
+        ({"flows": ["regcls"]}, "no flow 'regcls'"),
+        ({"flows": ["reg_cls", "cls_stuff"]}, "from reg or from cls, not from both"),
+        ({"deform_on": ["reg"]}, "'reg' cannot be deformable; choose among cls, stuff, thing"),
+        ({"tasks": ["cls", "reg", "things"]}, "no task 'things'; choose among"),
+        ({"tasks": ["cls", "stuff"]}, r"tasks are \['cls', 'stuff'\]; cls and reg must be"),
+    ],
+)
+def test_wrong_arguments_are_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_subnets(**{"channels": C, **arguments})
+
+
+def test_from_config_reads_every_switch():
+    opts = ["NUM_STAGES.STUFF", 2, "FLOWS", ["reg_cls", "reg_thing"], "DEFORM_ON", ["cls"]]
+    opts = [f"MODEL.SPATIALFLOW.{x}" if i % 2 == 0 else x for i, x in enumerate(opts)]
+    cfg = load_config(str(config_dir() / "Base-SpatialFlow.yaml"), opts)
+    net = Subnetworks(cfg, 8)
+    assert {task: len(getattr(net, task)) for task in TASKS} == {**STAGES, "stuff": 2}
+    assert net.location_source == {"cls": "reg", "thing": "reg"}
+    assert net.cls[0].location_flow.out_channels == 27
+    cfg.MODEL.SPATIALFLOW.THING_ON = False
+    assert not hasattr(Subnetworks(cfg, 8), "thing")
