@@ -141,6 +141,46 @@ def _merge(into: dict, node: dict) -> None:
             into[key] = value
 
 
+def differences(name: str, base: str) -> dict:
+    """What the first config has otherwise than the second."""
+    other = dict(_leaves(get_config(base)))
+    return {key: value for key, value in _leaves(get_config(name)) if other[key] != value}
+
+
+FLOWS = ["reg_cls", "reg_stuff", "reg_thing", "stuff_thing"]
+NAIVE = {"NUM_STAGES.STUFF": 0, "NUM_STAGES.THING": 0, "FLOWS": []}
+ABLATIONS = {
+    "naive": NAIVE,
+    "table_5_subnets": {"FLOWS": []},
+    "table_5_flows": {**NAIVE, "FLOWS": FLOWS},
+    "table_9_reg_cls": {"FLOWS": FLOWS[:1]},
+    "table_9_reg_stuff": {"FLOWS": FLOWS[:2]},
+    "table_9_reg_thing": {"FLOWS": FLOWS[:3]},
+    **{f"table_7_thing_stages_{n}": {**NAIVE, "NUM_STAGES.THING": n} for n in (1, 2, 3, 4)},
+    **{f"table_8_stuff_stages_{n}": {**NAIVE, "NUM_STAGES.STUFF": n} for n in (1, 2, 3, 4)},
+}
+
+
+@pytest.mark.parametrize("name", ABLATIONS)
+def test_ablation_changes_what_its_row_says_and_nothing_else(name):
+    full = dict(_leaves(get_config("COCO/spatialflow_R_50_20e.yaml")))
+    expected = {f"MODEL.SPATIALFLOW.{key}": value for key, value in ABLATIONS[name].items()}
+    expected = {key: value for key, value in expected.items() if full[key] != value}
+    assert differences(f"COCO/ablations/{name}.yaml", "COCO/spatialflow_R_50_20e.yaml") == expected
+    city = {"table_5": "table_6", "table_9": "table_10"}.get(name[:7])
+    if city or name == "naive":
+        ours = f"Cityscapes/ablations/{name.replace(name[:7], city) if city else name}.yaml"
+        assert differences(ours, "Cityscapes/spatialflow_R_50.yaml") == expected
+
+
+@pytest.mark.parametrize("value", [1.0, 0.75, 0.5, 0.3, 0.2])
+def test_lambda_rows_change_lambda_alone(value):
+    changed = differences(
+        f"COCO/ablations/table_4_lambda_{value}.yaml", "COCO/ablations/naive_600px.yaml"
+    )
+    assert changed == {"MODEL.SEM_SEG_HEAD.LOSS_WEIGHT": value}
+
+
 def test_multi_scale_training_samples_the_papers_range():
     cfg = get_config("COCO/spatialflow_R_101_DCN_20e_ms.yaml")
     assert cfg.MODEL.RESNETS.DEPTH == 101

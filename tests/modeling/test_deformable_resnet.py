@@ -46,8 +46,10 @@ def test_the_stages_that_are_asked_for_are_deformable():
 
 @pytest.mark.parametrize(("modulated", "channels"), [(True, 27), (False, 18)])
 def test_names_and_shapes_are_those_of_detectron2s_block(modulated, channels):
-    plain = build_resnet_backbone(tiny_cfg(), INPUT).state_dict()
+    grouped = {"NUM_GROUPS": 2, "WIDTH_PER_GROUP": 2}
+    plain = build_resnet_backbone(tiny_cfg(**grouped), INPUT).state_dict()
     cfg = tiny_cfg(
+        **grouped,
         DEFORM_ON_PER_STAGE=[False, False, False, True],
         DEFORM_MODULATED=modulated,
         DEFORM_NUM_GROUPS=2,
