@@ -15,7 +15,7 @@ from importlib import import_module
 from importlib.metadata import packages_distributions, version
 from importlib.util import find_spec
 from pathlib import Path
-from textwrap import wrap
+from textwrap import TextWrapper
 from types import ModuleType
 
 import spatialflow
@@ -238,14 +238,16 @@ def examine(root: Path) -> list[Finding]:
 
 def report(findings: list[Finding]) -> str:
     """The findings as a table, 100 columns wide; advice for neighbours is printed once."""
+    width = TextWrapper(100, break_long_words=False, break_on_hyphens=False)  # paths stay whole
     lines = []
     for index, finding in enumerate(findings):
         line = f"{finding.status.value:8}{finding.subject:19}{finding.message}"
-        lines += wrap(line, 100, subsequent_indent=" " * 27, break_on_hyphens=False)
+        width.subsequent_indent = " " * 27
+        lines += width.wrap(line)
         following = findings[index + 1].advice if index + 1 < len(findings) else ""
         if finding.advice and finding.advice != following:
-            indent = " " * 11
-            lines += wrap(f"        -> {finding.advice}", 100, subsequent_indent=indent)
+            width.subsequent_indent = " " * 11
+            lines += width.wrap(f"        -> {finding.advice}")
     return "\n".join(lines)
 
 

@@ -28,7 +28,6 @@ def test_main__complete_environment__exit_status_0(capsys):
     printed = capsys.readouterr().out
     assert f"PyTorch            {torch.__version__}" in printed
     assert "Everything needed is there." in printed
-    assert max(len(line) for line in printed.splitlines()[1:]) <= 100
 
 
 def test_main__package_missing__exit_status_1_and_named(monkeypatch, capsys):
@@ -48,7 +47,7 @@ def test_doctor__nothing_but_the_standard_library__reports_all_missing(tmp_path)
     )
     assert (done.returncode, done.stderr) == (1, "")
     assert "Missing: PyTorch, torchvision, Detectron2, numpy," in done.stdout
-    assert f"{tmp_path / 'nowhere'} is not there" in done.stdout.replace("\n" + " " * 27, " ")
+    assert f"{tmp_path / 'nowhere'} is not there" in " ".join(done.stdout.split())
     assert "make install" in done.stdout
 
 
@@ -178,6 +177,14 @@ def test_check_dataset__toy_scenes_as_written(tmp_path):
 def test_check_dataset__real_coco_layout(coco_sample):
     layout = next(d for d in doctor.DATASETS if d.name == "COCO val2017")
     assert doctor.check_dataset(layout, coco_sample).status is Status.OK
+
+
+def test_report__long_lines_wrap_and_paths_stay_whole():
+    path = "/a/long-path" * 8
+    finding = Finding("a", Status.NOTE, f"not {path} " + "word " * 20, "advice " * 20)
+    lines = doctor.report([finding]).splitlines()
+    assert path in [line.strip() for line in lines]
+    assert max(len(line) for line in lines if path not in line) <= 100
 
 
 def test_report__neighbours_share_advice():
