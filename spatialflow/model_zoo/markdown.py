@@ -17,8 +17,9 @@ Made by `python -m spatialflow.model_zoo > MODEL_ZOO.md` from the configs and
 
 *Published* are the papers' numbers: tables and figures of the journal paper ("SpatialFlow: Bridging
 All Tasks for Panoptic Segmentation", TCSVT 2020) and, as "Report", those of the COCO 2019 challenge
-report. *Measured* are this project's, with the config as it is; "-" is not measured. Training is
-iterations x batch size, at the shorter side in pixels.
+report; for the released weights they are from the README of the authors' code. *Measured* are this
+project's, with the config as it is; "-" is not measured. Training is iterations x batch size, at
+the shorter side in pixels.
 
 ```python
 from spatialflow import model_zoo

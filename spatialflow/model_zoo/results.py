@@ -197,6 +197,24 @@ _CITYSCAPES_ABLATIONS = [
     )
 ]
 
+_README = "README of the authors' code"
+_RELEASED = [
+    Result("released/spatialflow_R_50_20e.yaml", COCO_VAL, (41.8, 48.3, 31.9), note=_README),
+    Result("released/spatialflow_R_101_20e.yaml", COCO_VAL, (43.4, 50.4, 32.8), note=_README),
+    Result(
+        "released/spatialflow_R_101_DCN_multiscale_20e.yaml",
+        COCO_VAL,
+        (48.0, 55.0, 37.6),
+        note=f"{_README}, {MULTI_SCALE}",
+    ),
+    Result(
+        "released/spatialflow_R_101_DCN_multiscale_20e.yaml",
+        COCO_TEST,
+        (48.5, 55.5, 37.9),
+        note=f"{_README}, {MULTI_SCALE}",
+    ),
+]
+
 _OTHERS = [
     Result("panoptic_fpn/panoptic_fpn_R_50_20e.yaml", COCO_VAL),
     Result("camvid/spatialflow_R_18_small.yaml", "CamVid val"),
@@ -208,6 +226,7 @@ _OTHERS = [
 
 PANOPTIC_RESULTS = {
     "COCO and Cityscapes": _MAIN,
+    "The authors' released weights": _RELEASED,
     "Ablations on COCO": _COCO_ABLATIONS,
     "Ablations on Cityscapes": _CITYSCAPES_ABLATIONS,
     "Small data, and Panoptic FPN to compare with": _OTHERS,

@@ -25,10 +25,11 @@ def convert(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     The classifier is left out.
     """
-    return {PREFIX + _rename(key): value for key, value in state.items() if key[:3] != "fc."}
+    return {PREFIX + rename(key): value for key, value in state.items() if key[:3] != "fc."}
 
 
-def _rename(key: str) -> str:
+def rename(key: str) -> str:
+    """Detectron2's name of a weight of torchvision's ResNet."""
     key = re.sub(r"^(conv1|bn1)\.", r"stem.\1.", key)
     key = re.sub(r"^layer(\d)", lambda m: f"res{int(m[1]) + 1}", key)
     key = re.sub(r"bn(\d)", r"conv\1.norm", key)
