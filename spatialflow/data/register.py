@@ -93,7 +93,13 @@ def load_dataset_dicts(name: str) -> list[dict[str, Any]]:
     paths = _paths(metadata)
     _check_paths(name, paths)
     if "sem_seg_root" in paths:
-        return DatasetCatalog.get(name)
+        try:
+            return DatasetCatalog.get(name)
+        except (KeyError, AssertionError) as e:
+            raise ValueError(
+                f"Dataset {name}: Detectron2 cannot match images, {metadata.json_file} and the "
+                f"PNGs in {metadata.sem_seg_root}: {e}{_SEPARATED_HINT}."
+            ) from e
     categories = Categories.from_metadata(metadata)
     if metadata.evaluator_type == "cityscapes_panoptic_seg":
         return load_coco_panoptic(**paths, categories=categories, image_file=_cityscapes_image)

@@ -121,9 +121,8 @@ def ensure_toy_dataset(
     root = root or datasets_root()
     for split, count in zip(SPLITS, (train, val), strict=True):
         panoptic_json = _paths(root, split)[2]
-        if not panoptic_json.exists() or json.loads(panoptic_json.read_text())["info"] != _info(
-            seed, count
-        ):
+        found = json.loads(panoptic_json.read_text()) if panoptic_json.exists() else {}
+        if found.get("info") != _info(seed, count):
             return generate(root, train, val, seed)
 
 

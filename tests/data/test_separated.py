@@ -156,6 +156,13 @@ def test_the_builtin_name_trains_after_the_script_made_its_pngs(cfg, coco_copy):
     assert {len(s["crowd_boxes"]) for s in batch} == {1, 2}
 
 
+def test_a_missing_stuff_png_is_named(coco_copy):
+    assert _prepare(coco_copy, "coco_2017_val_panoptic_separated").returncode == 0
+    (coco_copy / "coco/panoptic_stuff_val2017/000000439180.png").unlink()
+    with pytest.raises(ValueError, match="000000439180.jpg.*prepare_panoptic_stuff.py"):
+        load_dataset_dicts("copy_panoptic_separated")
+
+
 def test_both_kinds_of_coco_have_the_same_targets(cfg, coco_copy):
     assert _prepare(coco_copy, "coco_2017_val_panoptic_separated").returncode == 0
     separated = {d["image_id"]: d for d in load_dataset_dicts("copy_panoptic_separated")}
