@@ -23,6 +23,8 @@ CHANNELS = 16
 THINGS = 3
 STUFF_LABELS = 5
 STRIDES = {f"p{i}": 2**i for i in range(3, 8)}
+ANCHOR_STRIDES = tuple(STRIDES.values())
+ANCHOR_SIZES = tuple(tuple(4 * s * 2 ** (i / 3) for i in range(3)) for s in ANCHOR_STRIDES)
 FLOWS = ("reg_cls", "reg_stuff", "reg_thing", "stuff_thing")
 STAGES = {"cls": 4, "reg": 4, "stuff": 4, "thing": 1}
 
@@ -58,9 +60,9 @@ def tiny_subnets(flows=FLOWS, channels=CHANNELS, std=0.1, stages=None, **kwargs)
 
 
 def tiny_detector(
-    sizes=tuple([4 * s * 2 ** (i / 3) for i in range(3)] for s in STRIDES.values()),
+    sizes=ANCHOR_SIZES,
     ratios=(0.5, 1.0, 2.0),
-    strides=tuple(STRIDES.values()),
+    strides=ANCHOR_STRIDES,
     channels=CHANNELS,
     **kwargs,
 ) -> Detector:
@@ -96,7 +98,7 @@ def tiny_stuff_head(channels=CHANNELS, loss_weight=0.25, **kwargs) -> StuffHead:
     return StuffHead(
         shapes,
         num_classes=STUFF_LABELS,
-        conv_dims=32,
+        conv_dims=64,  # two channels to each of GroupNorm's groups, for images of one cell
         common_stride=4,
         loss_weight=loss_weight,
         norm="GN",

@@ -1,0 +1,96 @@
+"""The stuff head against its description, its loss, and how scores are resized."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from builders import CHANNELS, STUFF_LABELS, tiny_stuff_head
+from torch import nn
+
+from spatialflow.modeling.stuff_head import stuff_loss
+
+
+def features(height=64, width=96):
+    return [torch.randn(2, CHANNELS, height // s, width // s) for s in (8, 16, 32)]
+
+
+def by_description(head, levels, align_corners):
+    """Sec. III-A, Fig. 3b: 1, 2 and 3 blocks of conv, GN, ReLU, 2x; sum; 1x1 conv; 4x."""
+
+    def up(x, factor):
+        return F.interpolate(x, scale_factor=factor, mode="bilinear", align_corners=align_corners)
+
+    total = 0
+    for n, (name, x) in enumerate(zip(("p3", "p4", "p5"), levels, strict=True), start=1):
+        convs = [m for m in getattr(head, name).modules() if isinstance(m, nn.Conv2d)]
+        assert len(convs) == n
+        for conv in convs:
+            x = F.group_norm(
+                F.conv2d(x, conv.weight, padding=1), 32, conv.norm.weight, conv.norm.bias, 1e-5
+            )
+            x = up(x.relu(), 2)
+        total = total + x
+    return up(F.conv2d(total, head.predictor.weight, head.predictor.bias), 4)
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+def test_head_follows_its_description(align_corners):
+    head, levels = tiny_stuff_head(align_corners=align_corners), features()
+    for parameter in head.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    scores = head(levels)
+    assert scores.shape == (2, STUFF_LABELS, 64, 96)
+    torch.testing.assert_close(
+        scores, by_description(head, levels, align_corners), rtol=1e-4, atol=1e-4
+    )
+
+
+def test_loss_is_lambda_times_the_mean_over_labelled_pixels():
+    head, levels = tiny_stuff_head(loss_weight=0.3), features()
+    targets = torch.randint(STUFF_LABELS, (2, 64, 96))
+    targets[0, :40] = 255
+    loss = head.losses(levels, targets)["loss_sem_seg"]
+    labelled = targets != 255
+    log_p = head(levels).log_softmax(dim=1).permute(0, 2, 3, 1)[labelled]
+    expected = -0.3 * log_p.gather(1, targets[labelled][:, None]).mean()
+    torch.testing.assert_close(loss, expected)
+
+
+def test_stuff_loss_by_hand():
+    scores = torch.zeros(1, 2, 1, 3)
+    loss = stuff_loss(scores, torch.tensor([[[0, 255, 1]]]), ignore_value=255)
+    assert loss.item() == pytest.approx(2 * 0.6931472)
+
+
+def test_image_without_labels_gives_a_loss_of_zero_and_gradients_of_zero():
+    head = tiny_stuff_head()
+    loss = head.losses(features(), torch.full((2, 64, 96), 255))["loss_sem_seg"]
+    assert loss == 0
+    loss.backward()
+    for parameter in head.parameters():
+        assert parameter.grad is not None
+        assert not parameter.grad.any()
+
+
+def test_scores_are_cut_to_the_image_and_resized():
+    head, scores = tiny_stuff_head(), torch.randn(STUFF_LABELS, 64, 96)
+    found = head.postprocess(scores, (50, 70), (75, 105))
+    expected = F.interpolate(scores[None, :, :50, :70], (75, 105), mode="bilinear")[0]
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("resize", ["bilinear", "nearest"])
+def test_image_at_its_own_size_is_only_cut(resize):
+    head, scores = tiny_stuff_head(resize=resize), torch.randn(STUFF_LABELS, 64, 96)
+    assert torch.equal(head.postprocess(scores, (50, 70), (50, 70)), scores[:, :50, :70])
+
+
+def test_nearest_is_resizing_the_label_map():
+    head, scores = tiny_stuff_head(resize="nearest"), torch.randn(STUFF_LABELS, 64, 96)
+    labels = head.postprocess(scores, (50, 70), (100, 35)).argmax(dim=0)
+    small = scores[:, :50, :70].argmax(dim=0)
+    assert torch.equal(labels, small.repeat_interleave(2, dim=0)[:, ::2])
+
+
+def test_unknown_resize_is_named():
+    with pytest.raises(ValueError, match="MODEL.SPATIALFLOW.STUFF_RESIZE is 'cubic'; give"):
+        tiny_stuff_head(resize="cubic")
