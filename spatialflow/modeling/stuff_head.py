@@ -5,6 +5,7 @@ Legend: N images, S labels ('other' included), H x W the padded network input.
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from detectron2.config import configurable
 from detectron2.layers import ShapeSpec
@@ -102,8 +103,11 @@ class StuffHead(SemSegFPNHead):
             return scores[:, : image_size[0], : image_size[1]]
         if self.resize == "bilinear":
             return sem_seg_postprocess(scores, image_size, *output_size)
-        inside = scores[None, :, : image_size[0], : image_size[1]]
-        return F.interpolate(inside, size=output_size, mode="nearest")[0]
+        rows, columns = (
+            _nearest(*sides).to(scores.device)
+            for sides in zip(image_size, output_size, strict=True)
+        )
+        return scores[:, rows][:, :, columns]
 
 
 def stuff_loss(scores: Tensor, targets: Tensor, ignore_value: int) -> Tensor:
@@ -115,3 +119,12 @@ def stuff_loss(scores: Tensor, targets: Tensor, ignore_value: int) -> Tensor:
         ignore_value: target of pixels without a label.
     """
     return F.cross_entropy(scores, targets, ignore_index=ignore_value, reduction="sum")
+
+
+def _nearest(size: int, output_size: int) -> Tensor:
+    """(output_size,) int64: the row of ``size`` that OpenCV takes for each row of the output.
+
+    ``F.interpolate`` rounds otherwise and takes a neighbour of some of them.
+    """
+    step = 1 / (output_size / size)
+    return (torch.arange(output_size, dtype=torch.float64) * step).long().clamp(max=size - 1)
