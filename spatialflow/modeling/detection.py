@@ -240,7 +240,7 @@ class Detector(nn.Module):
         """Detections of each image.
 
         As in the authors' code, boxes are clipped to the image and brought to the output size
-        before NMS.
+        before NMS. As in Detectron2, boxes that clipping left empty are dropped at the end.
 
         Args:
             predictions: see :meth:`forward`.
@@ -282,10 +282,10 @@ class Detector(nn.Module):
         boxes, scores = Boxes(boxes[finite]), scores[finite]
         boxes.clip(image_size)
         boxes.scale(output_size[1] / image_size[1], output_size[0] / image_size[0])
-        keep = (scores > self.score_thresh) & boxes.nonempty()[:, None]
-        rows, classes = keep.nonzero(as_tuple=True)
+        rows, classes = (scores > self.score_thresh).nonzero(as_tuple=True)
         boxes, scores = boxes.tensor[rows], scores[rows, classes]
         best = batched_nms(boxes, scores, classes, self.nms_thresh)[: self.max_detections]
+        best = best[Boxes(boxes[best]).nonempty()]
         return Instances(
             output_size,
             pred_boxes=Boxes(boxes[best]),
