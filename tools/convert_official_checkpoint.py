@@ -1,0 +1,101 @@
+#!/usr/bin/env python
+"""Convert a checkpoint that SpatialFlow's authors released into one of Detectron2's for this model.
+
+    tools/convert_official_checkpoint.py spatialflow_r50.pth \\
+        weights/released/spatialflow_R_50_20e.pth \\
+        --config-file configs/released/spatialflow_R_50_20e.yaml
+
+It reads tensors only, prints what went where, and writes nothing unless the weights fill the
+config's model completely.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from detectron2.modeling import build_model
+from tabulate import tabulate
+from torch import Tensor
+
+import spatialflow.modeling  # noqa: F401  registers the model
+from spatialflow.checkpoint import load_tensors
+from spatialflow.checkpoint.checkpointer import atomic_write
+from spatialflow.checkpoint.official import (
+    CLS,
+    REG,
+    STUFF,
+    check_fit,
+    convert_state_dict,
+    other_label,
+    rename,
+)
+from spatialflow.config import load_config
+from spatialflow.data import dataset_categories, prepare_datasets
+from spatialflow.errors import exit_on_user_error, reading_user_input
+
+REORDERED = {CLS: "anchors reordered", REG: "anchors reordered", STUFF: "'other' moved to 0"}
+
+
+def convert(source: str, config_file: str) -> dict[str, Tensor]:
+    """The converted weights, after printing what went where.
+
+    Args:
+        source: the authors' checkpoint.
+        config_file: the config whose model the weights are for; its dataset need not be there.
+
+    Raises:
+        FileNotFoundError, KeyError, ValueError: see ``load_tensors``, ``load_config`` and
+            :mod:`spatialflow.checkpoint.official`.
+    """
+    # The model is built for its names and shapes only.
+    cfg = load_config(config_file, ["MODEL.DEVICE", "meta"])
+    prepare_datasets(cfg, check_files=False)
+    with torch.device("meta"):
+        model_state = build_model(cfg).state_dict()
+    checkpoint = load_tensors(source)
+    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
+        raise ValueError(f"{source} has no 'state_dict', as the authors' checkpoints have.")
+    stuff = dataset_categories(cfg.DATASETS.TRAIN[0]).stuff
+    other = other_label(category.id for category in stuff if not category.isthing)
+    weights = convert_state_dict(checkpoint["state_dict"], other_label=other)
+    check_fit(weights, model_state)
+    print(table(checkpoint["state_dict"], weights))
+    return weights
+
+
+def table(state: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> str:
+    """What went where, a line for each tensor of the authors' checkpoint."""
+    rows = []
+    for key in state:
+        name = rename(key)
+        if name in weights:
+            change = next((text for part, text in REORDERED.items() if key.startswith(part)), "")
+            rows.append([key, name, "x".join(map(str, weights[name].shape)), change])
+        else:
+            rows.append([key, "-", "", "not needed"])
+    return tabulate(rows, headers=["theirs", "ours", "shape", "change"])
+
+
+def main() -> None:
+    """Read, convert, write."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("input", help="the authors' .pth file")
+    parser.add_argument("output", type=Path, help="the .pth file to write")
+    parser.add_argument("--config-file", required=True, help="one of configs/released/")
+    args = parser.parse_args()
+    with exit_on_user_error():
+        with reading_user_input():
+            weights = convert(args.input, args.config_file)
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(str(args.output), "wb") as f:
+            torch.save({"model": weights, "__author__": "SpatialFlow's authors, converted"}, f)
+    print(f"{len(weights)} tensors written to {args.output}")
+
+
+if __name__ == "__main__":
+    main()
