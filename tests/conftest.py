@@ -47,3 +47,13 @@ def coco_sample() -> Path:
 def camvid() -> Path:
     """CamVid in COCO panoptic format; skips where it is absent."""
     return _sample("camvid_panoptic")
+
+
+@pytest.fixture(scope="session")
+def toy_datasets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A datasets folder with a few of the toy scenes."""
+    from spatialflow.data import toy
+
+    root = tmp_path_factory.mktemp("datasets")
+    toy.generate(str(root), train=12, val=3)
+    return root

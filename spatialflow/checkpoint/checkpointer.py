@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import IO, Any
 from urllib.parse import urlsplit
@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
+from torch import nn
 
 from spatialflow.checkpoint.safe import load_tensors
 
@@ -31,12 +32,22 @@ class SafeCheckpointer(DetectionCheckpointer):
         save_dir: folder of the checkpoints.
         complete: a key of the model that the weights lack is an error, as it should be for
             evaluation. Otherwise it is logged, so that training can start from a backbone.
+        starts_afresh: names the tensors that are not loaded from weights but only on resuming.
         save_to_disk, checkpointables: as in ``DetectionCheckpointer``.
     """
 
-    def __init__(self, model, save_dir: str = "", *, complete: bool = False, **kwargs: Any):
+    def __init__(
+        self,
+        model: nn.Module,
+        save_dir: str = "",
+        *,
+        complete: bool = False,
+        starts_afresh: Callable[[str], bool] = lambda name: False,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(model, save_dir, **kwargs)
         self._complete = complete
+        self._starts_afresh = starts_afresh
         self._source = ""
 
     def save(self, name: str, **kwargs: Any) -> None:
@@ -67,7 +78,8 @@ class SafeCheckpointer(DetectionCheckpointer):
 
         Resuming is exact: a key that is missing in the checkpoint is an error.
         """
-        self._complete = self._complete or (resume and self.has_checkpoint())
+        if resume and self.has_checkpoint():
+            self._complete, self._starts_afresh = True, lambda name: False
         return super().resume_or_load(path, resume=resume)
 
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
@@ -115,6 +127,9 @@ class SafeCheckpointer(DetectionCheckpointer):
             self._convert_ndarray_to_tensor(checkpoint["model"])
             from_caffe2 = checkpoint.get("__author__") == "Caffe2"
             checkpoint["model"] = _align(self.model.state_dict(), checkpoint["model"], from_caffe2)
+        dropped = [k for k in checkpoint["model"] if self._starts_afresh(k.removeprefix("module."))]
+        for key in dropped:
+            del checkpoint["model"][key]
         return super()._load_model(checkpoint)
 
     def _log_incompatible_keys(self, incompatible) -> None:
@@ -127,6 +142,7 @@ class SafeCheckpointer(DetectionCheckpointer):
                 f"{_some(incompatible.unexpected_keys)}. Is it a file of another project?"
             )
         missing = [k for k in incompatible.missing_keys if not k.endswith("num_batches_tracked")]
+        missing = [k for k in missing if not self._starts_afresh(k)]
         if missing and self._complete:
             raise ValueError(
                 f"{self._source} lacks {len(missing)} of the model's tensors: {_some(missing)}. "
@@ -154,7 +170,7 @@ def atomic_write(path: str, mode: str) -> Iterator[IO]:
     os.replace(partial, path)
 
 
-def refuse_non_finite(model: torch.nn.Module, name: str) -> None:
+def refuse_non_finite(model: nn.Module, name: str) -> None:
     """Raise a FloatingPointError that names the parameters of ``model`` with NaN or infinity."""
     bad = [key for key, value in model.named_parameters() if not value.isfinite().all()]
     if bad:
@@ -198,8 +214,9 @@ def _shape_message(source: str, incorrect_shapes: list[tuple]) -> str:
         + "\n  ".join(rows[:MAX_NAMED])
         + (f"\n  and {len(rows) - MAX_NAMED} more" if len(rows) > MAX_NAMED else "")
         + "\nWhere only the last layers differ, the weights are of another class count: set "
-        "MODEL.RETINANET.NUM_CLASSES and MODEL.SEM_SEG_HEAD.NUM_CLASSES (or DATASETS) to theirs. "
-        "Otherwise use the config the weights were trained with."
+        "MODEL.RETINANET.NUM_CLASSES and MODEL.SEM_SEG_HEAD.NUM_CLASSES (or DATASETS) to theirs, "
+        "or, to train on other classes, MODEL.SPATIALFLOW.CLASS_LAYERS.REINIT to True. Otherwise "
+        "use the config the weights were trained with."
     )
 
 

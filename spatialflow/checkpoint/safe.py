@@ -104,7 +104,8 @@ class _ArrayUnpickler(pickle.Unpickler):
         return np.frombuffer(self._encode(data), numeric.dtype)[0]
 
     def _frombuffer(self, data: bytes, numeric: _NumericType, shape: tuple, order: str):
-        return np.frombuffer(bytearray(data), numeric.dtype).reshape(shape, order=order)
+        array = np.frombuffer(data, numeric.dtype).reshape(shape, order=order)
+        return array.astype(numeric.dtype.newbyteorder("="))  # torch knows no other byte order
 
     def _encode(self, data: bytes | str, *_: Any) -> bytes:
         # Python 3 writes bytes into old pickle protocols as text to be encoded in latin1.

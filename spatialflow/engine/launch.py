@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -48,15 +49,33 @@ def launch(
             raise UserError("torchrun starts the processes: leave --num-gpus and --num-machines.")
         _join_torchrun(main, args, on_cuda)
         return
-    if num_gpus * num_machines > 1:
-        if on_cuda:
-            _check_gpus(num_gpus, "--num-gpus")
-        else:
-            # Detectron2 goes by whether CUDA is there, not by MODEL.DEVICE.
-            os.environ["CUDA_VISIBLE_DEVICES"] = ""
-            cores = len(os.sched_getaffinity(0))
-            os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // num_gpus)))
-    start_processes(main, num_gpus, num_machines, machine_rank, dist_url, args)
+    environment = {}
+    if num_gpus * num_machines > 1 and on_cuda:
+        _check_gpus(num_gpus, "--num-gpus")
+    elif num_gpus * num_machines > 1:
+        # Detectron2 takes NCCL where CUDA is there, whatever MODEL.DEVICE says.
+        environment["CUDA_VISIBLE_DEVICES"] = ""
+        cores = len(os.sched_getaffinity(0))
+        environment["OMP_NUM_THREADS"] = os.getenv(
+            "OMP_NUM_THREADS", str(max(1, cores // num_gpus))
+        )
+    with _environment(environment):
+        start_processes(main, num_gpus, num_machines, machine_rank, dist_url, args)
+
+
+@contextmanager
+def _environment(values: dict[str, str]) -> Iterator[None]:
+    """Environment variables for the processes that the block starts."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _join_torchrun(main: Callable[..., Any], args: tuple, on_cuda: bool) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
+import torch
 from detectron2.config import CfgNode
 from detectron2.engine import (
     AMPTrainer,
@@ -31,6 +32,7 @@ from spatialflow.data import build_test_loader, build_train_loader
 from spatialflow.engine.hooks import BestCheckpointer, FiniteLossGuard
 from spatialflow.errors import reading_user_input
 from spatialflow.evaluation import build_evaluator, format_results
+from spatialflow.modeling.class_layers import is_class_layer
 
 
 class Trainer(DefaultTrainer):
@@ -61,7 +63,12 @@ class Trainer(DefaultTrainer):
         loader = self.build_train_loader(self.cfg)
         self._trainer = inner_trainer(parallel_model, loader, optimizer)
         self._trainer.register_hooks([FiniteLossGuard(model)])
-        self.checkpointer = SafeCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        self.checkpointer = SafeCheckpointer(
+            model,
+            cfg.OUTPUT_DIR,
+            starts_afresh=self._starts_afresh,
+            trainer=weakref.proxy(self),
+        )
         self.register_hooks(self.build_hooks())
 
     def resume_or_load(self, resume: bool = True) -> None:
@@ -72,11 +79,17 @@ class Trainer(DefaultTrainer):
                 lambda: self.build_train_loader(self.cfg, self.start_iter)
             )
 
+    def _starts_afresh(self, name: str) -> bool:
+        return self.cfg.MODEL.SPATIALFLOW.CLASS_LAYERS.REINIT and is_class_layer(name)
+
     def run_step(self) -> None:
         """One iteration, with random numbers that depend on seed, iteration and process only."""
         sequence = np.random.SeedSequence([self.cfg.SEED, self.iter, comm.get_rank()])
         seed_all_rng(int(sequence.generate_state(1)[0]))
-        super().run_step()
+        # TorchScript (the focal loss) rewrites its code after the first calls, which moves the last
+        # digits: a resumed run would differ from one that was not stopped.
+        with torch.jit.optimized_execution(self.cfg.MODEL.DEVICE.startswith("cuda")):
+            super().run_step()
 
     def state_dict(self) -> dict[str, Any]:
         """Detectron2's, and the seed, which is drawn when the config has none."""

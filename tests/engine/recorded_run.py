@@ -1,0 +1,78 @@
+"""Training runs that keep their losses; in a module of its own, so that processes can import it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from detectron2.engine import HookBase
+from detectron2.utils import comm
+from detectron2.utils.env import seed_all_rng
+from tiny_runs import tiny_config
+
+from spatialflow.engine import Trainer
+from spatialflow.errors import UserError
+
+
+class Recorder(HookBase):
+    """Keeps the losses that the trainer logs, and what the learning rate was."""
+
+    def __init__(self):
+        self.rows = []
+
+    def after_step(self):
+        latest = self.trainer.storage.latest()
+        names = [name for name in latest if "loss" in name]
+        self.rows.append({name: latest[name][0] for name in sorted(names)})
+
+
+class Poison:
+    """A model's forward hook that makes the losses NaN from an iteration on."""
+
+    def __init__(self, calls_before):
+        self.calls = calls_before
+
+    def __call__(self, model, inputs, losses):
+        self.calls -= model.training
+        return {k: v * float("nan") for k, v in losses.items()} if self.calls < 0 else losses
+
+
+def make_trainer(cfg) -> tuple[Trainer, Recorder]:
+    seed_all_rng(cfg.SEED)
+    trainer, recorder = Trainer(cfg), Recorder()
+    trainer.register_hooks([recorder])
+    return trainer, recorder
+
+
+def run(cfg, resume: bool = False) -> tuple[Trainer, list[dict[str, float]]]:
+    """Train to the end of the schedule; the trainer and the losses of each iteration."""
+    trainer, recorder = make_trainer(cfg)
+    trainer.resume_or_load(resume=resume)
+    trainer.train()
+    return trainer, recorder.rows
+
+
+def in_processes(datasets: str, output: str) -> None:
+    """In each of several processes: a whole run, one that process 1 alone makes fail, an error."""
+    torch.set_num_threads(1)
+    cfg = tiny_config(Path(datasets), Path(output))
+    trainer, rows = run(cfg)
+    device_ids = trainer.model.device_ids
+    poisoned, _ = make_trainer(tiny_config(Path(datasets), Path(output, "poisoned")))
+    if comm.get_rank() == 1:
+        poisoned._trainer.model.module.register_forward_hook(Poison(1), prepend=True)
+    try:
+        poisoned.train()
+        message = ""
+    except FloatingPointError as e:
+        message = str(e)
+    report = {
+        "rows": rows,
+        "world_size": comm.get_world_size(),
+        "local": [comm.get_local_rank(), comm.get_local_size()],
+        "device_ids": device_ids,
+        "message": message,
+    }
+    Path(output, f"report_{comm.get_rank()}.json").write_text(json.dumps(report))
+    raise UserError("file.json is wrong")

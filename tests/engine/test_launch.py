@@ -1,0 +1,80 @@
+"""Several processes on the CPU: the same losses, the same numbers, and one message on an error."""
+
+import json
+import os
+
+import pytest
+from recorded_run import in_processes, run
+from tiny_runs import tiny_config
+
+from spatialflow.checkpoint import SafeCheckpointer
+from spatialflow.engine import Trainer, launch
+from spatialflow.errors import UserError, exit_on_user_error
+
+
+@pytest.fixture(scope="module")
+def reports(toy_datasets, tmp_path_factory):
+    """What two processes had to report, and the folder of their run, which ended in an error."""
+    output = tmp_path_factory.mktemp("two")
+    with pytest.raises(SystemExit) as stop, exit_on_user_error():
+        launch(in_processes, 2, args=(str(toy_datasets), str(output)), device="cpu")
+    assert stop.value.code == "error: file.json is wrong"
+    return [json.loads((output / f"report_{rank}.json").read_text()) for rank in (0, 1)], output
+
+
+def bug():
+    raise ZeroDivisionError
+
+
+def test_one_process_is_this_one():
+    seen = []
+    launch(lambda *args: seen.append((os.getpid(), args)), args=(1, 2))
+    assert seen == [(os.getpid(), (1, 2))]
+
+
+def test_two_processes_train_and_evaluate_as_one(reports, toy_datasets, tmp_path):
+    (main, other), output = reports
+    assert [main["local"], other["local"]] == [[0, 2], [1, 2]]
+    assert main["world_size"] == 2 and main["device_ids"] is None
+    trainer, rows = run(tiny_config(toy_datasets, tmp_path))
+    for one, two in zip(rows, main["rows"], strict=True):
+        assert two == pytest.approx(one, rel=1e-4)
+    SafeCheckpointer(trainer.model).load(str(output / "model_final.pth"))
+    Trainer.test(trainer.cfg, trainer.model)
+    by_one, by_two = (json.loads((f / "results.json").read_text()) for f in (tmp_path, output))
+    assert by_one == by_two
+    assert by_one["tiny_val"]["panoptic_seg"]["PQ"] > 0
+
+
+def test_nan_in_one_process_stops_all_with_its_images(reports):
+    (main, other), _ = reports
+    assert main["message"] == other["message"]
+    assert "iteration 1;" in main["message"]
+    assert "process 1: " in main["message"] and "process 0: " not in main["message"]
+    assert main["message"].count("  image ") == 1
+
+
+def test_environment_is_as_before(reports):
+    assert os.environ["OMP_NUM_THREADS"] == "1"
+    assert os.environ.get("CUDA_VISIBLE_DEVICES") != ""
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    with pytest.raises(UserError, match=r"--num-gpus 2, but torch finds 1 CUDA device"):
+        launch(bug, 2, device="cuda")
+
+
+def test_processes_asked_for_under_torchrun_are_refused(monkeypatch):
+    for name in ("RANK", "LOCAL_RANK"):
+        monkeypatch.setenv(name, "0")
+    for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+        monkeypatch.setenv(name, "2")
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    with pytest.raises(UserError, match="--num-gpus"):
+        launch(bug, 2, device="cpu")
+
+
+def test_a_bug_keeps_its_traceback():
+    with pytest.raises(ZeroDivisionError), exit_on_user_error():
+        launch(bug)

@@ -1,0 +1,152 @@
+"""Training: stopping and going on changes nothing, and a diverged loss stops it in time."""
+
+import json
+import logging
+
+import pytest
+import torch
+from recorded_run import Poison, make_trainer, run
+from tiny_runs import tiny_config
+
+from spatialflow.engine import Trainer
+from spatialflow.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def whole_run(toy_datasets, tmp_path_factory):
+    """A run of four iterations: output folder, trainer and losses."""
+    output = tmp_path_factory.mktemp("whole")
+    trainer, rows = run(tiny_config(toy_datasets, output))
+    return output, trainer, rows
+
+
+def test_losses_are_those_of_the_paper_and_finite(whole_run):
+    _, _, rows = whole_run
+    assert len(rows) == 4
+    assert set(rows[0]) == {"loss_cls", "loss_box_reg", "loss_mask", "loss_sem_seg", "total_loss"}
+    assert all(torch.isfinite(torch.tensor(list(row.values()))).all() for row in rows)
+
+
+def test_stopped_and_resumed_equals_uninterrupted(whole_run, toy_datasets, tmp_path):
+    _, whole, rows = whole_run
+    _, first = run(tiny_config(toy_datasets, tmp_path, max_iter=2))
+    second, last = run(tiny_config(toy_datasets, tmp_path, max_iter=4), resume=True)
+    assert first + last == rows
+    assert second.start_iter == 2
+    for key, value in whole.model.state_dict().items():
+        assert torch.equal(second.model.state_dict()[key], value), key
+    assert second.optimizer.param_groups[0]["lr"] == whole.optimizer.param_groups[0]["lr"]
+
+
+def test_random_numbers_of_an_iteration_do_not_depend_on_what_came_before(toy_datasets, tmp_path):
+    drawn = []
+    for wasted in (0, 5):
+        overrides = ["DATASETS.TEST", ()]
+        trainer, _ = make_trainer(tiny_config(toy_datasets, tmp_path / str(wasted), 2, overrides))
+        trainer.model.register_forward_hook(lambda *_: drawn.append(torch.rand(3).tolist()))
+        torch.rand(wasted)
+        trainer.train()
+    assert drawn[:2] == drawn[2:]
+    assert drawn[0] != drawn[1]
+
+
+def test_resuming_keeps_a_seed_that_was_drawn(toy_datasets, tmp_path):
+    overrides = ["SEED", -1, "DATASETS.TEST", (), "SOLVER.STEPS", ()]
+    first = Trainer(tiny_config(toy_datasets, tmp_path, 2, overrides))
+    first.train()
+    second = Trainer(tiny_config(toy_datasets, tmp_path, 3, overrides))
+    assert second.cfg.SEED != first.cfg.SEED
+    second.resume_or_load(resume=True)
+    assert second.cfg.SEED == first.cfg.SEED >= 0
+
+
+def test_resuming_without_a_checkpoint_starts_from_the_weights(whole_run, toy_datasets, tmp_path):
+    output, whole, _ = whole_run
+    weights = str(output / "model_final.pth")
+    trainer = Trainer(tiny_config(toy_datasets, tmp_path, 4, ["MODEL.WEIGHTS", weights]))
+    trainer.resume_or_load(resume=True)
+    assert trainer.start_iter == 0
+    assert torch.equal(
+        *(t.model.state_dict()["stuff_head.predictor.bias"] for t in (whole, trainer))
+    )
+
+
+def test_checkpoints_and_results_are_written(whole_run):
+    output, whole, _ = whole_run
+    assert {p.name for p in output.glob("*.pth")} == {
+        "model_0000001.pth",
+        "model_0000003.pth",
+        "model_final.pth",
+        "model_best.pth",
+    }
+    # The best checkpoint has weights only, so training never resumes from it.
+    assert (output / "last_checkpoint").read_text() == "model_final.pth"
+    assert set(torch.load(output / "model_best.pth", weights_only=True)) == {"model", "iteration"}
+    results = json.loads((output / "results.json").read_text())
+    assert set(results) == {"tiny_val"}
+    assert set(results["tiny_val"]) == {"panoptic_seg", "bbox", "segm", "sem_seg"}
+    assert list(output.glob("events.out.tfevents*"))
+
+
+def test_test_logs_a_table_and_evaluates_each_dataset(whole_run, toy_datasets, tmp_path, caplog):
+    _, whole, _ = whole_run
+    two = ["DATASETS.TEST", ("tiny_val", "tiny_train")]
+    with caplog.at_level(logging.INFO):
+        results = Trainer.test(tiny_config(toy_datasets, tmp_path, 4, two), whole.model)
+    assert set(results) == {"tiny_val", "tiny_train"}
+    assert set(json.loads((tmp_path / "results.json").read_text())) == {"tiny_val", "tiny_train"}
+    assert "Things" in caplog.text and "mIoU" in caplog.text
+
+
+def test_best_value_survives_resuming(toy_datasets, tmp_path):
+    overrides = ["TEST.EVAL_PERIOD", 1, "SOLVER.CHECKPOINT_PERIOD", 3, "SOLVER.STEPS", ()]
+    scores = iter([10.0, 30.0, 20.0, 25.0])
+
+    class Scored(Trainer):
+        @classmethod
+        def test(cls, cfg, model, evaluators=None):
+            return {"panoptic_seg": {"PQ": next(scores)}}
+
+    def best(max_iter, resume):
+        trainer = Scored(tiny_config(toy_datasets, tmp_path, max_iter, overrides))
+        trainer.resume_or_load(resume=resume)
+        trainer.train()
+        return torch.load(tmp_path / "model_best.pth", weights_only=True)["iteration"]
+
+    assert best(3, resume=False) == best(4, resume=True) == 1
+
+
+def test_nan_loss_stops_before_the_step(toy_datasets, tmp_path):
+    trainer, recorder = make_trainer(tiny_config(toy_datasets, tmp_path, max_iter=6))
+    trainer.model.register_forward_hook(Poison(3), prepend=True)
+    with pytest.raises(FloatingPointError) as error:
+        trainer.train()
+    assert "iteration 3" in str(error.value)
+    assert "loss_mask nan" in str(error.value)
+    loader = iter(Trainer.build_train_loader(trainer.cfg, start_iter=3))
+    for image in next(loader):
+        assert image["file_name"] in str(error.value)
+    # Iteration 2 was the last to change anything, and 1 the last with a checkpoint.
+    assert len(recorder.rows) == 3
+    assert all(value.isfinite().all() for value in trainer.model.parameters())
+    assert {p.name for p in tmp_path.glob("*.pth")} == {"model_0000001.pth"}
+    assert (tmp_path / "last_checkpoint").read_text() == "model_0000001.pth"
+
+
+def test_damaged_image_is_the_users_error(toy_datasets, tmp_path):
+    trainer, _ = make_trainer(tiny_config(toy_datasets, tmp_path))
+    trainer.data_loader.loader.dataset.dicts = [{"file_name": "gone.png"}] * 12
+    with pytest.raises(UserError, match=r"gone\.png"):
+        trainer.train()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_stopped_and_resumed_with_amp_keeps_the_scale(toy_datasets, tmp_path):
+    overrides = ["MODEL.DEVICE", "cuda", "SOLVER.AMP.ENABLED", True]
+    first, _ = run(tiny_config(toy_datasets, tmp_path, 2, overrides))
+    first._trainer.grad_scaler.update(128.0)
+    first.checkpointer.save("model_final")
+    second = Trainer(tiny_config(toy_datasets, tmp_path, 4, overrides))
+    second.resume_or_load(resume=True)
+    assert second._trainer.grad_scaler.get_scale() == 128.0
+    second.train()
