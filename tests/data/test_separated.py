@@ -47,7 +47,7 @@ def one(tmp_path):
             {
                 "category_id": 1,
                 "iscrowd": 0,
-                "bbox": [4, 6, 8, 8],
+                "bbox": [3, 5, 10, 10],  # not tight
                 "segmentation": [[4, 6, 12, 6, 12, 14, 4, 14]],
                 **mode,
             },
