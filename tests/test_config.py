@@ -117,8 +117,8 @@ def test_yaml_that_would_run_code_is_refused_and_does_not_run(write, tmp_path, i
 def test_override_that_would_run_code_is_a_string(tmp_path):
     proof = tmp_path / "ran"
     code = f"__import__('os').mkdir('{proof}')"
-    cfg = load_config(BASE, ["MODEL.WEIGHTS", code])
-    assert cfg.MODEL.WEIGHTS == code
+    weights = load_config(BASE, ["MODEL.WEIGHTS", code]).MODEL.WEIGHTS
+    assert weights == code
     assert not proof.exists()
 
 
