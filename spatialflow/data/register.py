@@ -122,12 +122,14 @@ def prepare_datasets(
     Args:
         cfg: not frozen; changed in place.
         splits: keys of ``cfg.DATASETS`` with the names of the datasets in use.
-        check_files: look for the folders of all datasets, so that a run does not fail at its
-            first evaluation. Not needed to run a model on other images.
+        check_files: look for the folders of all datasets and read those that are not trained on,
+            so that a run does not fail at its first evaluation. Not needed to run a model on other
+            images.
 
     Raises:
-        FileNotFoundError: a folder or JSON is not there.
-        ValueError: a name is not registered, or class counts or classes differ.
+        FileNotFoundError: a folder or file is not there.
+        ValueError: a name is not registered, class counts or classes differ, or a dataset
+            contradicts itself.
     """
     names = list(dict.fromkeys(name for split in splits for name in cfg.DATASETS[split]))
     for name, *paths in [*_register_entries(cfg), *([n, *p] for n, p in TOY_DATASETS.items())]:
@@ -137,6 +139,8 @@ def prepare_datasets(
     for name in names:
         if check_files:
             _check_paths(name, _paths(_metadata(name)))
+        if check_files and name not in cfg.DATASETS.TRAIN:
+            load_dataset_dicts(name)
         _check_same_classes(name, names[0], categories)
     if names:
         _set_or_check_counts(cfg, names[0], categories[names[0]])

@@ -153,6 +153,15 @@ def test_class_counts_of_builtin_datasets_need_no_files(cfg, monkeypatch):
     assert (cfg.MODEL.RETINANET.NUM_CLASSES, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES) == (80, 54)
 
 
+def test_a_broken_test_set_is_named_before_training(cfg, folder):
+    _use(cfg, folder)
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (), ("own_train",)
+    (folder.root / "images" / "001.png").unlink()
+    prepare_datasets(cfg, check_files=False)
+    with pytest.raises(FileNotFoundError, match="Image missing in .*: 001.png"):
+        prepare_datasets(cfg)
+
+
 def test_splits_that_are_not_in_use_need_not_be_there(cfg, folder):
     _use(cfg, folder)
     cfg.DATASETS.TEST = ("gone",)
