@@ -5,9 +5,11 @@ import math
 import pytest
 import torch
 from builders import CHANNELS, THINGS, ground_truth, tiny_thing_head
+from detectron2.layers import ShapeSpec
 from detectron2.structures import BitMasks, Boxes, Instances
 
-from spatialflow.modeling.mask_head import mask_loss, paste_masks
+from spatialflow.config import config_dir, load_config
+from spatialflow.modeling.mask_head import ThingHead, mask_loss, paste_masks
 
 SIZE = (64, 96)
 
@@ -66,12 +68,35 @@ def test_image_without_detections_gives_its_ground_truth():
     assert regions.proposal_boxes.tensor.tolist() == [[0, 0, 20, 20]]
 
 
+def head_of_config(**keys):
+    cfg = load_config(str(config_dir() / "Base-SpatialFlow.yaml"))
+    cfg.MODEL.RETINANET.NUM_CLASSES = THINGS
+    for key, value in keys.items():
+        cfg.MODEL.ROI_MASK_HEAD[key] = value
+    shapes = {f"p{i}": ShapeSpec(channels=CHANNELS, stride=2**i) for i in (3, 4, 5)}
+    return ThingHead(cfg, shapes)
+
+
+def test_head_of_a_config_is_mask_rcnns():
+    """Four 3x3 convolutions, a deconvolution, a 1x1 convolution (Sec. III-A)."""
+    head = head_of_config(CONV_DIM=8)
+    convs = [m for m in head.modules() if hasattr(m, "kernel_size") and hasattr(m, "weight")]
+    assert [(type(m).__name__, m.kernel_size[0], m.out_channels) for m in convs] == [
+        *[("Conv2d", 3, 8)] * 4,
+        ("ConvTranspose2d", 2, 8),
+        ("Conv2d", 1, THINGS),
+    ]
+    assert head.proposal_matcher.thresholds[1:-1] == [0.5]
+    assert head(features(), [Boxes(torch.tensor([[0.0, 0, 9, 9]]))]).shape == (1, THINGS, 28, 28)
+
+
+@pytest.mark.parametrize("make_head", [tiny_thing_head, head_of_config], ids=["plain", "config"])
 @pytest.mark.parametrize(
     ("width", "height", "level"),
     [(5, 5, 3), (111, 112, 3), (112, 112, 4), (56, 224, 4), (223, 224, 4), (224, 224, 5)],
 )
-def test_regions_are_pooled_from_the_level_of_their_size(width, height, level):
-    head = tiny_thing_head()
+def test_regions_are_pooled_from_the_level_of_their_size(width, height, level, make_head):
+    head = make_head()
     pooled = head.mask_pooler(
         features((3, 4, 5), (512, 512)),
         [Boxes(torch.tensor([[64.0, 64, 64 + width, 64 + height]]))],

@@ -278,6 +278,8 @@ def test_merge_settings_reach_the_merge():
     strict = stuff_of(score_thresh=0.0, overlap_thresh=0.0, box_fill_min_free=None)[1]
     lenient = stuff_of(score_thresh=0.0, overlap_thresh=1.0, box_fill_min_free=None)[1]
     assert len(strict) < len(lenient)
+    filled = stuff_of(score_thresh=0.0, overlap_thresh=0.0, box_fill_min_free=0.01)[1]
+    assert sum(s["area"] for s in filled) > sum(s["area"] for s in strict)
     assert "panoptic_seg" not in tiny_model(panoptic_on=False).eval()([image])[0]
 
 
