@@ -2,7 +2,7 @@
 
 # The Python, 3.10 to 3.12, to make .venv from; a Detectron2 that it can import is used as it is.
 PYTHON ?= python3
-# Further arguments of `make test` and `make demo`: make test ARGS="-k merge -x"
+# Further arguments: make test ARGS="-k merge -x", make demo ARGS="MODEL.DEVICE cuda"
 ARGS ?=
 
 VENV := .venv
@@ -22,8 +22,12 @@ $(STAMP): pyproject.toml constraints.txt tools/install.py
 	$(PYTHON) tools/install.py --venv $(VENV)
 	@touch $@
 
+TOY := --config-file configs/toy/spatialflow_toy.yaml
 demo: $(STAMP) ## train on toy scenes, evaluate, write pictures (CPU, minutes)
-	$(BIN)/python tools/toy_demo.py $(ARGS)
+	$(BIN)/python -m spatialflow.data.toy
+	$(BIN)/python train_net.py $(TOY) $(ARGS)
+	$(BIN)/python tools/draw_results.py $(TOY) --output output/toy/pictures \
+		--opts MODEL.WEIGHTS output/toy/model_final.pth
 
 # Two processes; the tests of a file stay together, since they may share a slow fixture.
 test: $(STAMP) ## run the test suite

@@ -35,6 +35,9 @@ def add_spatialflow_config(cfg: CN) -> None:
     cfg.MODEL.SPATIALFLOW.FLOWS = ["reg_cls", "reg_stuff", "reg_thing", "stuff_thing"]
     # Sub-networks with modulated deformable convolutions (eq. 4): any of "cls", "stuff", "thing".
     cfg.MODEL.SPATIALFLOW.DEFORM_ON = []
+    # How sub-networks and flows start: "normal", N(0, 0.01), as in RetinaNet, or "msra". With few
+    # channels, "normal" leaves almost nothing of a feature after four stages.
+    cfg.MODEL.SPATIALFLOW.SUBNET_INIT = "normal"
     # The two segmentation branches; without both it is a RetinaNet with flows (Table XII).
     cfg.MODEL.SPATIALFLOW.THING_ON = True
     cfg.MODEL.SPATIALFLOW.STUFF_ON = True
@@ -67,6 +70,8 @@ def add_spatialflow_config(cfg: CN) -> None:
     # relative paths are below $DETECTRON2_DATASETS (default: ./datasets).
     cfg.DATASETS.REGISTER = []
 
+    # "SGD", as in the papers, or "AdamW", which trains small models from nothing faster.
+    cfg.SOLVER.OPTIMIZER = "SGD"
     # The total batch size that BASE_LR and the schedule were chosen for. Training refuses to start
     # with another IMS_PER_BATCH until the schedule and this key are set to match.
     cfg.SOLVER.REFERENCE_IMS_PER_BATCH = cfg.SOLVER.IMS_PER_BATCH

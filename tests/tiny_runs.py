@@ -34,6 +34,11 @@ def tiny_overrides(datasets: Path, output: Path, max_iter: int = 4) -> list[str]
         "TEST.DETECTIONS_PER_IMAGE": 20,
         "SOLVER.IMS_PER_BATCH": 2,
         "SOLVER.REFERENCE_IMS_PER_BATCH": 2,
+        # A schedule that does not depend on MAX_ITER, and an optimizer that does not blow up the
+        # last digit of a gradient.
+        "SOLVER.OPTIMIZER": "SGD",
+        "SOLVER.BASE_LR": 0.005,
+        "SOLVER.LR_SCHEDULER_NAME": "WarmupMultiStepLR",
         "SOLVER.MAX_ITER": max_iter,
         "SOLVER.STEPS": (3,),
         "SOLVER.WARMUP_ITERS": 2,

@@ -21,6 +21,7 @@ from detectron2.engine import (
     create_ddp_model,
 )
 from detectron2.evaluation import DatasetEvaluator
+from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from torch import nn
@@ -81,6 +82,28 @@ class Trainer(DefaultTrainer):
 
     def _starts_afresh(self, name: str) -> bool:
         return self.cfg.MODEL.SPATIALFLOW.CLASS_LAYERS.REINIT and is_class_layer(name)
+
+    @classmethod
+    def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+        """Detectron2's SGD, or AdamW on the same groups of parameters (SOLVER.OPTIMIZER).
+
+        Raises:
+            ValueError: another optimizer.
+        """
+        solver = cfg.SOLVER
+        if solver.OPTIMIZER == "SGD":
+            return super().build_optimizer(cfg, model)
+        if solver.OPTIMIZER != "AdamW":
+            raise ValueError(f"SOLVER.OPTIMIZER is {solver.OPTIMIZER!r}; give 'SGD' or 'AdamW'.")
+        groups = get_default_optimizer_params(
+            model,
+            base_lr=solver.BASE_LR,
+            weight_decay_norm=solver.WEIGHT_DECAY_NORM,
+            bias_lr_factor=solver.BIAS_LR_FACTOR,
+            weight_decay_bias=solver.WEIGHT_DECAY_BIAS,
+        )
+        optimizer = torch.optim.AdamW(groups, solver.BASE_LR, weight_decay=solver.WEIGHT_DECAY)
+        return maybe_add_gradient_clipping(cfg, optimizer)
 
     def run_step(self) -> None:
         """One iteration, with random numbers that depend on seed, iteration and process only."""

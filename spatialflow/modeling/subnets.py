@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import fvcore.nn.weight_init as weight_init
 import torch.nn.functional as F
 from detectron2.config import configurable
 from torch import Tensor, nn
@@ -122,6 +123,8 @@ class Subnetworks(nn.Module):
         deform_on: the tasks whose stages are deformable, eq. (4).
         tasks: the sub-networks that exist, ``cls`` and ``reg`` among them. A flow from or to one
             that does not exist is left out.
+        init: how the weights of plain stages and flows start: "normal" as in RetinaNet, N(0, 0.01),
+            or "msra", which keeps the scale of the features whatever C is.
 
     Raises:
         ValueError: a task, flow or number of stages that does not exist, or flows whose sources
@@ -137,9 +140,12 @@ class Subnetworks(nn.Module):
         flows: Sequence[str],
         deform_on: Sequence[str] = (),
         tasks: Sequence[str] = TASKS,
+        init: str = "normal",
     ):
         super().__init__()
         _check_arguments(num_stages, flows, deform_on, tasks)
+        if init not in ("normal", "msra"):
+            raise ValueError(f"The sub-networks start as 'normal' or 'msra', not {init!r}.")
         ends = [tuple(flow.split("_")) for flow in flows]
         ends = [(source, target) for source, target in ends if {source, target} <= set(tasks)]
         self.location_source = {target: source for source, target in ends if source != "stuff"}
@@ -161,6 +167,10 @@ class Subnetworks(nn.Module):
                     deformable=task in deform_on,
                 ),
             )
+        if init == "msra":
+            for stage in self.modules():
+                if isinstance(stage, Stage):
+                    stage.apply(_fill_msra)
 
     @classmethod
     def from_config(cls, cfg, channels: int) -> dict:
@@ -173,6 +183,7 @@ class Subnetworks(nn.Module):
             "flows": keys.FLOWS,
             "deform_on": keys.DEFORM_ON,
             "tasks": [task for task, on in branches.items() if on],
+            "init": keys.SUBNET_INIT,
         }
 
     def forward(self, pyramid: Sequence[Tensor]) -> SubnetFeatures:
@@ -206,6 +217,11 @@ class Subnetworks(nn.Module):
             location = source and source[max(0, len(source) - 1 - stages_left)]
             outputs.append(stage(outputs[-1], location, semantics))
         return outputs
+
+
+def _fill_msra(module: nn.Module) -> None:
+    if isinstance(module, nn.Conv2d):
+        weight_init.c2_msra_fill(module)
 
 
 def _build_subnet(

@@ -150,3 +150,22 @@ def test_stopped_and_resumed_with_amp_keeps_the_scale(toy_datasets, tmp_path):
     second.resume_or_load(resume=True)
     assert second._trainer.grad_scaler.get_scale() == 128.0
     second.train()
+
+
+def test_optimizer_is_the_one_the_config_names(toy_datasets, tmp_path):
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.GroupNorm(2, 4))
+    overrides = ["SOLVER.OPTIMIZER", "AdamW", "SOLVER.WEIGHT_DECAY_NORM", 0.0]
+    cfg = tiny_config(toy_datasets, tmp_path, overrides=overrides)
+    optimizer = Trainer.build_optimizer(cfg, model)
+    assert isinstance(optimizer, torch.optim.AdamW)
+    decays = {id(p): g["weight_decay"] for g in optimizer.param_groups for p in g["params"]}
+    assert decays[id(model[0].weight)] == cfg.SOLVER.WEIGHT_DECAY > 0
+    assert decays[id(model[1].weight)] == 0
+    sgd = Trainer.build_optimizer(tiny_config(toy_datasets, tmp_path), model)
+    assert isinstance(sgd, torch.optim.SGD)
+
+
+def test_unknown_optimizer_is_refused(toy_datasets, tmp_path):
+    cfg = tiny_config(toy_datasets, tmp_path, overrides=["SOLVER.OPTIMIZER", "Lion"])
+    with pytest.raises(ValueError, match="SOLVER.OPTIMIZER is 'Lion'"):
+        Trainer.build_optimizer(cfg, torch.nn.Linear(2, 2))

@@ -252,3 +252,18 @@ def test_from_config_reads_every_switch():
     assert net.cls[0].location_flow.out_channels == 27
     cfg.MODEL.SPATIALFLOW.THING_ON = False
     assert not hasattr(Subnetworks(cfg, 8), "thing")
+
+
+def test_msra_keeps_the_scale_of_features_that_normal_loses():
+    p = [torch.randn(1, 32, 16, 16)]
+    scale = {
+        init: Subnetworks(32, num_stages=STAGES, flows=[], init=init)(p).reg[0].std()
+        for init in ("normal", "msra")
+    }
+    assert scale["normal"] < 0.01
+    assert 0.2 < scale["msra"] < 3
+
+
+def test_unknown_init_is_refused():
+    with pytest.raises(ValueError, match="'xavier'"):
+        Subnetworks(C, num_stages=STAGES, flows=[], init="xavier")
