@@ -233,6 +233,7 @@ def test_branches_can_be_left_out(tasks, stuff, thing):
         ({"flows": ["regcls"]}, "no flow 'regcls'"),
         ({"flows": ["reg_cls", "cls_stuff"]}, "from reg or from cls, not from both"),
         ({"deform_on": ["reg"]}, "'reg' cannot be deformable; choose among cls, stuff, thing"),
+        ({"init": "xavier"}, "start as 'normal' or 'msra', not 'xavier'"),
         ({"tasks": ["cls", "reg", "things"]}, "no task 'things'; choose among"),
         ({"tasks": ["cls", "stuff"]}, r"tasks are \['cls', 'stuff'\]; cls and reg must be"),
     ],
@@ -240,6 +241,14 @@ def test_branches_can_be_left_out(tasks, stuff, thing):
 def test_wrong_arguments_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         tiny_subnets(**{"channels": C, **arguments})
+
+
+@pytest.mark.parametrize(("init", "std"), [("normal", 0.01), ("msra", (2 / (9 * 32)) ** 0.5)])
+def test_weights_start_as_asked_for(init, std):
+    net = Subnetworks(32, num_stages=STAGES, flows=FLOWS, init=init)
+    for name, parameter in net.named_parameters():
+        expected = std if name.endswith("weight") else 0.0
+        assert parameter.std().item() == pytest.approx(expected, rel=0.05), name
 
 
 def test_from_config_reads_every_switch():
