@@ -17,7 +17,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from spatialflow.config import load_config
-from spatialflow.errors import exit_on_user_error, reading_user_input
+from spatialflow.errors import UserError, exit_on_user_error, reading_user_input
 from spatialflow.predictor import Predictor
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm")
@@ -98,6 +98,8 @@ def segment(predictor: Predictor, image: np.ndarray, output: Path, as_json: bool
     result = predictor(image)
     _write_png(f"{output}_panoptic.png", predictor.draw(image, result))
     if as_json:
+        if "panoptic_seg" not in result:
+            raise UserError("--json needs segments; this config's model makes instances only.")
         ids = result["panoptic_seg"][0].cpu().numpy()
         _write_png(f"{output}_ids.png", id2rgb(ids)[:, :, ::-1])
         segments = predictor.segments(result)
@@ -109,17 +111,15 @@ def _write_png(path: str, image: np.ndarray) -> None:
         raise OSError(f"{path} could not be written.")
 
 
-def main() -> int:
+def main(args: argparse.Namespace) -> int:
     """Returns the exit code: 1 when an image could not be read."""
-    args = parse_args()
-    with exit_on_user_error(), reading_user_input():
+    with reading_user_input():
         images = find_images(args.input)
         predictor = Predictor(load_config(args.config_file, args.opts))
         args.output.mkdir(parents=True, exist_ok=True)
     unreadable = 0
-    for image_file, name in tqdm(
-        list(zip(images, output_names(images), strict=True)), unit="image"
-    ):
+    named = list(zip(images, output_names(images), strict=True))
+    for image_file, name in tqdm(named, unit="image"):
         try:
             image = read(image_file)
         except ValueError as e:
@@ -132,4 +132,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with exit_on_user_error():
+        sys.exit(main(parse_args()))

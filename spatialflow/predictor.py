@@ -176,7 +176,7 @@ def _find_categories(cfg: CfgNode) -> Categories:
             "MODEL.SEM_SEG_HEAD.NUM_CLASSES: the model's classes are not known."
         )
     logging.getLogger(__name__).warning(
-        "Dataset %s is not there: the classes have numbers instead of names.", names[:1]
+        "The dataset (%s) is not there: classes go by numbers.", ", ".join(names) or "none named"
     )
     things, labels = cfg.MODEL.RETINANET.NUM_CLASSES, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
     return Categories.from_json(

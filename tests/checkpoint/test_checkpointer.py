@@ -137,10 +137,16 @@ def test_unknown_tensors_are_logged(weights, caplog):
 
 @pytest.mark.parametrize("path", ["nowhere.pth", "nowhere.pkl", "http://127.0.0.1:9/weights.pkl"])
 def test_missing_weights_are_named(path):
+    with pytest.raises(FileNotFoundError, match=path):
+        SafeCheckpointer(Model()).load(path)
+
+
+def test_a_checkpointer_stays_usable_after_an_error(weights, tmp_path):
+    (tmp_path / "damaged.pth").write_bytes(b"")
     checkpointer = SafeCheckpointer(Model())
-    for _ in range(2):  # the checkpointer stays usable
-        with pytest.raises(FileNotFoundError, match=path):
-            checkpointer.load(path)
+    with pytest.raises(ValueError, match="damaged"):
+        checkpointer.load(str(tmp_path / "damaged.pth"))
+    checkpointer.load(weights)
 
 
 def test_a_kill_while_writing_leaves_the_last_checkpoint(tmp_path, monkeypatch):

@@ -104,7 +104,7 @@ def test_arrays_of_objects_are_refused(tmp_path):
         path = dump(tmp_path / "w.pkl", {"w": content})
         with pytest.raises(ValueError, match="a numpy array of"):
             load_tensors(path)
-    direct = b"cnumpy\nndarray\n((I1\ntS'O'\nS'AAAAAAAA'\ntR."
+    direct = b"cnumpy\nndarray\n((I1\ntS'O'\nC\x08AAAAAAAAtR."
     (tmp_path / "w.pkl").write_bytes(direct)
     with pytest.raises(ValueError, match="damaged"):
         load_tensors(str(tmp_path / "w.pkl"))

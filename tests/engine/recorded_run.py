@@ -16,7 +16,7 @@ from spatialflow.errors import UserError
 
 
 class Recorder(HookBase):
-    """Keeps the losses that the trainer logs, and what the learning rate was."""
+    """Keeps the losses that the trainer logs."""
 
     def __init__(self):
         self.rows = []
