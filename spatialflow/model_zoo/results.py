@@ -222,6 +222,9 @@ _OTHERS = [
     Result("camvid/panoptic_fpn_R_50_GN.yaml", "CamVid val"),
     Result("toy/spatialflow_toy.yaml", "toy val"),
     Result("toy/panoptic_fpn_toy.yaml", "toy val"),
+    Result("toy/ablations/naive.yaml", "toy val"),
+    Result("toy/ablations/table_5_subnets.yaml", "toy val"),
+    Result("toy/ablations/table_5_flows.yaml", "toy val"),
 ]
 
 PANOPTIC_RESULTS = {

@@ -271,8 +271,3 @@ def test_msra_keeps_the_scale_of_features_that_normal_loses():
     }
     assert scale["normal"] < 0.01
     assert 0.2 < scale["msra"] < 3
-
-
-def test_unknown_init_is_refused():
-    with pytest.raises(ValueError, match="'xavier'"):
-        Subnetworks(C, num_stages=STAGES, flows=[], init="xavier")
