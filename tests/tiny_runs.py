@@ -35,6 +35,7 @@ def tiny_overrides(datasets: Path, output: Path, max_iter: int = 4) -> list[str]
         "TEST.DETECTIONS_PER_IMAGE": 20,
         "SOLVER.OPTIMIZER": "SGD",
         "SOLVER.BASE_LR": 0.001,
+        "SOLVER.LR_SCHEDULER_NAME": "WarmupMultiStepLR",  # does not depend on MAX_ITER
         "SOLVER.IMS_PER_BATCH": 2,
         "SOLVER.REFERENCE_IMS_PER_BATCH": 2,
         "SOLVER.MAX_ITER": max_iter,
