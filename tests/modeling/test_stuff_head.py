@@ -1,5 +1,6 @@
 """The stuff head against its description, its loss, and how scores are resized."""
 
+import cv2
 import pytest
 import torch
 import torch.nn.functional as F
@@ -89,6 +90,16 @@ def test_nearest_is_resizing_the_label_map():
     labels = head.postprocess(scores, (50, 70), (100, 35)).argmax(dim=0)
     small = scores[:, :50, :70].argmax(dim=0)
     assert torch.equal(labels, small.repeat_interleave(2, dim=0)[:, ::2])
+
+
+@pytest.mark.parametrize(("side", "output_side"), [(750, 360), (800, 224), (1029, 675), (30, 90)])
+def test_nearest_takes_the_rows_that_opencv_takes(side, output_side):
+    rows = torch.arange(side, dtype=torch.float32)
+    ours = tiny_stuff_head(resize="nearest").postprocess(
+        rows.expand(2, 1, side), (1, side), (1, output_side)
+    )
+    theirs = cv2.resize(rows[None].numpy(), (output_side, 1), interpolation=cv2.INTER_NEAREST)
+    assert (ours.numpy() == theirs).all()
 
 
 def test_unknown_resize_is_named():
