@@ -33,9 +33,11 @@ def tiny_overrides(datasets: Path, output: Path, max_iter: int = 4) -> list[str]
         "MODEL.SPATIALFLOW.SUBNET_INIT": "normal",
         "MODEL.RETINANET.PRIOR_PROB": 0.6,  # so that it finds things from the start
         "TEST.DETECTIONS_PER_IMAGE": 20,
+        # A schedule that does not depend on MAX_ITER, and an optimizer that does not blow up the
+        # last digit of a gradient.
         "SOLVER.OPTIMIZER": "SGD",
         "SOLVER.BASE_LR": 0.001,
-        "SOLVER.LR_SCHEDULER_NAME": "WarmupMultiStepLR",  # does not depend on MAX_ITER
+        "SOLVER.LR_SCHEDULER_NAME": "WarmupMultiStepLR",
         "SOLVER.IMS_PER_BATCH": 2,
         "SOLVER.REFERENCE_IMS_PER_BATCH": 2,
         "SOLVER.MAX_ITER": max_iter,
