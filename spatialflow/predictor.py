@@ -85,6 +85,14 @@ class Predictor:
         Raises:
             TypeError, ValueError: it is no such array.
         """
+        return self.model([self.model_input(image)])[0]
+
+    def model_input(self, image: np.ndarray) -> dict[str, Any]:
+        """A picture as the model takes it: resized, ``image`` (3, h, w), ``height``, ``width``.
+
+        Args:
+            image: see the call.
+        """
         image = as_bgr(image)
         height, width = image.shape[:2]
         if self._image_format == "RGB":
@@ -92,7 +100,7 @@ class Predictor:
         aug_input = T.AugInput(image)
         self._augmentations(aug_input)
         tensor = torch.from_numpy(np.ascontiguousarray(aug_input.image.transpose(2, 0, 1)))
-        return self.model([{"image": tensor, "height": height, "width": width}])[0]
+        return {"image": tensor, "height": height, "width": width}
 
     def draw(self, image: np.ndarray, output: dict[str, Any]) -> np.ndarray:
         """The picture with its segments, or its instances where the model makes no segments.

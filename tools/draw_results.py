@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from spatialflow import Predictor
 from spatialflow.config import load_config
-from spatialflow.data import dataset_categories, load_dataset_dicts, prepare_datasets
+from spatialflow.data import load_dataset_dicts, prepare_datasets
 from spatialflow.data.targets import read_panoptic_png
 
 MIN_HEIGHT = 400
@@ -62,7 +62,7 @@ def side_by_side(panels: dict[str, np.ndarray]) -> np.ndarray:
 
 def draw_results(predictor: Predictor, dataset: str, output: Path, num_images: int) -> None:
     """Write one picture for each of the first images of a dataset into a folder."""
-    metadata = Metadata(name=dataset).set(**dataset_categories(dataset).as_metadata())
+    metadata = predictor.metadata
     output.mkdir(parents=True, exist_ok=True)
     for entry in tqdm(load_dataset_dicts(dataset)[:num_images], desc=f"Drawing {dataset}"):
         image = read_image(entry["file_name"], "BGR")
