@@ -58,8 +58,10 @@ def setup(args: argparse.Namespace) -> CfgNode:
     """
     cfg = read_config(args)
     check_device(cfg)
-    prepare_datasets(cfg)
-    if not args.eval_only:
+    if args.eval_only:
+        prepare_datasets(cfg, splits=("TEST",))
+    else:
+        prepare_datasets(cfg)
         check_schedule(cfg)
     cfg.freeze()
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="spatialflow")

@@ -77,3 +77,12 @@ def test_batch_that_processes_cannot_share_is_refused(monkeypatch):
     monkeypatch.setattr(comm, "get_world_size", lambda: 3)
     with pytest.raises(ValueError, match="multiple of their number, 3"):
         check_schedule(config())
+
+
+def test_evaluation_does_without_the_training_set(toy_datasets, tmp_path):
+    overrides = [*tiny_overrides(toy_datasets, tmp_path), "DATASETS.TRAIN", "('gone',)"]
+    args = ["--config-file", str(CONFIG), *overrides]
+    cfg = setup(argument_parser().parse_args(["--eval-only", *args]))
+    assert cfg.MODEL.RETINANET.NUM_CLASSES == 4
+    with pytest.raises(ValueError, match="gone"):
+        setup(argument_parser().parse_args(args))
