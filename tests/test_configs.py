@@ -38,7 +38,7 @@ def shrunk(name: str) -> CfgNode:
         model.RESNETS.STEM_OUT_CHANNELS = model.RESNETS.RES2_OUT_CHANNELS = width
         model.RESNETS.NUM_GROUPS = min(model.RESNETS.NUM_GROUPS, 4)
         model.RESNETS.WIDTH_PER_GROUP = width // model.RESNETS.NUM_GROUPS
-    model.FPN.OUT_CHANNELS = model.ROI_MASK_HEAD.CONV_DIM = 8
+    model.FPN.OUT_CHANNELS = model.ROI_MASK_HEAD.CONV_DIM = 32 if model.FPN.NORM == "GN" else 8
     model.SEM_SEG_HEAD.CONVS_DIM = 32
     model.ROI_BOX_HEAD.FC_DIM = 16
     model.RETINANET.NUM_CLASSES = model.ROI_HEADS.NUM_CLASSES = 8

@@ -6,6 +6,8 @@ Detectron2's own compiled one does not.
 
 from __future__ import annotations
 
+import math
+
 import fvcore.nn.weight_init as weight_init
 import torch.nn.functional as F
 from detectron2.layers import CNNBlockBase, Conv2d
@@ -51,7 +53,9 @@ class DeformConv(Conv2d):
     def _convolve(self, x: Tensor, shifts: Tensor, modulation: Tensor | None) -> Tensor:
         x = deform_conv2d(
             x,
-            shifts,
+            # torchvision reads memory that is not its own at an offset that is not a number. What
+            # made such an offset shows in the loss; the point itself goes outside the image.
+            shifts.nan_to_num(nan=math.inf, posinf=math.inf, neginf=-math.inf),
             self.weight,
             self.bias,
             self.stride,

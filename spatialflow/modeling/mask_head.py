@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import fvcore.nn.weight_init as weight_init
 import torch
 import torch.nn.functional as F
 from detectron2.config import configurable
@@ -57,14 +58,17 @@ class ThingHead(nn.Module):
             canonical_level=5,
         )
         size = head.POOLER_RESOLUTION
+        mask_head = MaskRCNNConvUpsampleHead(
+            ShapeSpec(channels=shapes[0].channels, height=size, width=size),
+            num_classes=cfg.MODEL.RETINANET.NUM_CLASSES,
+            conv_dims=[head.CONV_DIM] * (head.NUM_CONV + 1),
+            conv_norm=head.NORM,
+        )
+        # As in the authors' code; Detectron2's N(0, 0.001) hardly lets a gradient through at first.
+        weight_init.c2_msra_fill(mask_head.predictor)
         return {
             "mask_pooler": pooler,
-            "mask_head": MaskRCNNConvUpsampleHead(
-                ShapeSpec(channels=shapes[0].channels, height=size, width=size),
-                num_classes=cfg.MODEL.RETINANET.NUM_CLASSES,
-                conv_dims=[head.CONV_DIM] * (head.NUM_CONV + 1),
-                conv_norm=head.NORM,
-            ),
+            "mask_head": mask_head,
             "proposal_matcher": Matcher([0.5], [0, 1]),
         }
 

@@ -74,3 +74,15 @@ def test_gradients_reach_features_offsets_and_weights():
 
     inputs = (x, offsets.requires_grad_(), conv.weight.detach().requires_grad_())
     assert torch.autograd.gradcheck(run, inputs)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_offset_that_is_not_finite_samples_nothing(value):
+    conv = DeformConv(2, 3, 3, padding=1)
+    x = torch.randn(1, 2, 5, 5)
+    offsets = torch.zeros(1, 18, 5, 5)
+    offsets[0, ::2] = value  # every point, in y
+    offsets.requires_grad_()
+    y = conv(x, offsets)
+    torch.testing.assert_close(y, conv.bias.view(1, -1, 1, 1).expand_as(y))
+    y.sum().backward()
