@@ -62,7 +62,7 @@ class Categories:
         """
         if not isinstance(categories, list) or not categories:
             raise ValueError("'categories' must be a list with an entry for every class.")
-        parsed = sorted((_parse_category(c) for c in categories), key=lambda c: c.id)
+        parsed = sorted((parse_category(c) for c in categories), key=lambda c: c.id)
         for a, b in zip(parsed, parsed[1:], strict=False):
             if a.id == b.id:
                 raise ValueError(
@@ -134,7 +134,14 @@ class Categories:
         }
 
 
-def _parse_category(category: dict[str, Any]) -> Category:
+def parse_category(category: Any) -> Category:
+    """One entry of the ``categories`` of a COCO panoptic JSON.
+
+    Raises:
+        ValueError: it is no object, or a field is missing or malformed.
+    """
+    if not isinstance(category, dict):
+        raise ValueError(f"Category {category!r} is no object with id, name and isthing.")
     missing = [k for k in ("id", "name", "isthing") if k not in category]
     if missing:
         raise ValueError(
@@ -147,7 +154,11 @@ def _parse_category(category: dict[str, Any]) -> Category:
     if isthing not in (0, 1):
         raise ValueError(f"Category {category}: isthing must be 0 or 1.")
     color = category.get("color") or _default_color(id_)
-    return Category(id_, str(category["name"]), tuple(int(v) for v in color), bool(isthing))
+    try:
+        red, green, blue = (int(v) for v in color)
+    except (TypeError, ValueError) as e:
+        raise ValueError(f"Category {category}: the color must be three numbers, RGB.") from e
+    return Category(id_, str(category["name"]), (red, green, blue), bool(isthing))
 
 
 def _default_color(id_: int) -> tuple[int, int, int]:

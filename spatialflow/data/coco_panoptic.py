@@ -28,7 +28,7 @@ _REQUIRED_FIELDS = {
 
 
 def read_panoptic_json(path: str) -> dict[str, Any]:
-    """A COCO panoptic JSON, checked to be one.
+    """A COCO panoptic JSON, checked to be one and to have the fields that it needs.
 
     Returns:
         dict with the lists ``images``, ``annotations`` and ``categories``.
@@ -37,29 +37,35 @@ def read_panoptic_json(path: str) -> dict[str, Any]:
         FileNotFoundError: the file is not there.
         ValueError: it is no JSON, or a JSON of another kind.
     """
+    content = read_panoptic_lists(path)
+    for key, fields in _REQUIRED_FIELDS.items():
+        for entry in content[key]:
+            missing = [f for f in fields if not isinstance(entry, dict) or f not in entry]
+            if missing:
+                raise ValueError(
+                    f"{path}: an entry of {key!r} has no {missing[0]!r}: {entry}"[:500]
+                )
+    return content
+
+
+def read_panoptic_lists(path: str) -> dict[str, Any]:
+    """As :func:`read_panoptic_json`, but the entries of the lists may be anything."""
     try:
         content = json.loads(Path(path).read_bytes())
     except FileNotFoundError as e:
         raise FileNotFoundError(f"Panoptic JSON {path} is not there.") from e
-    except ValueError as e:
+    except (ValueError, RecursionError) as e:
         raise ValueError(f"{path} is not valid JSON: {e}") from e
     if not isinstance(content, dict):
         raise ValueError(f"{path} is no COCO panoptic JSON: it holds a {type(content).__name__}.")
     for key in ("images", "annotations", "categories"):
         if not isinstance(content.get(key), list):
             raise ValueError(f"{path} is no COCO panoptic JSON: it has no list {key!r}.")
-    if any("segmentation" in a for a in content["annotations"][:1]):
+    if any(isinstance(a, dict) and "segmentation" in a for a in content["annotations"][:1]):
         raise ValueError(
             f"{path} is an instances JSON; a panoptic JSON, with segments_info for each image, is "
             "needed."
         )
-    for key, fields in _REQUIRED_FIELDS.items():
-        for entry in content[key]:
-            missing = [f for f in fields if f not in entry]
-            if missing:
-                raise ValueError(
-                    f"{path}: an entry of {key!r} has no {missing[0]!r}: {entry}"[:500]
-                )
     return content
 
 
@@ -118,6 +124,11 @@ def load_coco_panoptic(
     return dicts
 
 
+def is_segment_id(value: Any) -> bool:
+    """Whether a PNG can hold the id: 0 is void, and there are three bytes."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**24
+
+
 def _check_pairs(images: dict, annotations: list[dict[str, Any]], panoptic_json: str) -> None:
     if not annotations:
         raise ValueError(f"{panoptic_json} has no annotations: the dataset is empty.")
@@ -161,7 +172,7 @@ def _segments(
     segments, ids = [], set()
     for s in annotation["segments_info"]:
         where = f"{panoptic_json}, {annotation['file_name']}: segment {s.get('id')}"
-        if not isinstance(s.get("id"), int) or not 0 < s["id"] < 2**24:
+        if not is_segment_id(s.get("id")):
             raise ValueError(f"{where}: the id must be an integer from 1 to 2^24 - 1.")
         if s["id"] in ids:
             raise ValueError(f"{where} is listed twice; ids must differ within an image.")

@@ -74,7 +74,7 @@ class PanopticMapper(DatasetMapper):
             ValueError: one cannot be read, sizes differ, or PNG and segments have different ids.
         """
         dataset_dict = dict(dataset_dict)
-        image = _read(dataset_dict["file_name"], self.image_format)
+        image = read_image(dataset_dict["file_name"], self.image_format)
         detection_utils.check_image_size(dataset_dict, image)
         labels = self._read_labels(dataset_dict, image.shape[:2]) if self.is_train else None
         aug_input = T.AugInput(image, sem_seg=labels)
@@ -99,7 +99,7 @@ class PanopticMapper(DatasetMapper):
             index = targets.index_map(ids, dataset_dict["segments_info"], file_name)
             # Detectron2 resizes bytes only, so an index map of 16 bits is a picture of two planes.
             return index.view(np.uint8).reshape(*size, index.itemsize)
-        labels = _read(dataset_dict["sem_seg_file_name"], "L")
+        labels = read_image(dataset_dict["sem_seg_file_name"], "L")
         _check_size(labels, size, dataset_dict["sem_seg_file_name"], dataset_dict["file_name"])
         return labels
 
@@ -155,8 +155,13 @@ def _resize_by_cv2(augmentation: T.Augmentation) -> T.Augmentation:
     )
 
 
-def _read(file_name: str, image_format: str) -> np.ndarray:
-    """(H, W, C) uint8 image, turned as its EXIF data says."""
+def read_image(file_name: str, image_format: str) -> np.ndarray:
+    """(H, W, C) uint8 image, turned as its EXIF data says.
+
+    Raises:
+        FileNotFoundError: the file is not there.
+        ValueError: it is no image, or a damaged one.
+    """
     try:
         return detection_utils.read_image(file_name, image_format)
     except FileNotFoundError as e:

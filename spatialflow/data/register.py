@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -24,6 +26,7 @@ TOY_DATASETS = {
 }
 """Image folder, PNG folder and JSON of the toy scenes, by dataset name."""
 
+_PATH_KEYS = ("image_root", "panoptic_root", "panoptic_json")
 _CLASS_COUNT_KEYS = {
     "MODEL.RETINANET.NUM_CLASSES": "things",
     "MODEL.ROI_HEADS.NUM_CLASSES": "things",
@@ -57,14 +60,13 @@ def register_coco_panoptic(
         FileNotFoundError: a folder or the JSON is not there.
         ValueError: the JSON is no panoptic JSON, or the name is taken by something else.
     """
-    keys = ("image_root", "panoptic_root", "panoptic_json")
     given = (image_root, panoptic_root, panoptic_json)
-    paths = {k: os.path.join(datasets_root(), p) for k, p in zip(keys, given, strict=True)}
+    paths = {k: os.path.join(datasets_root(), p) for k, p in zip(_PATH_KEYS, given, strict=True)}
     if name in DatasetCatalog:
         metadata = MetadataCatalog.get(name)
         if all(metadata.get(k) == p for k, p in paths.items()):
             return
-        taken = {k: metadata.get(k) for k in keys}
+        taken = {k: metadata.get(k) for k in _PATH_KEYS}
         raise ValueError(f"Dataset name {name} is taken by {taken}; register {paths} otherwise.")
     _check_paths(name, paths)
     categories = read_categories(paths["panoptic_json"])
@@ -101,9 +103,44 @@ def load_dataset_dicts(name: str) -> list[dict[str, Any]]:
                 f"PNGs in {metadata.sem_seg_root}: {e}{_SEPARATED_HINT}."
             ) from e
     categories = Categories.from_metadata(metadata)
-    if metadata.evaluator_type == "cityscapes_panoptic_seg":
-        return load_coco_panoptic(**paths, categories=categories, image_file=_cityscapes_image)
-    return load_coco_panoptic(**paths, categories=categories)
+    return load_coco_panoptic(**paths, categories=categories, image_file=_image_file(metadata))
+
+
+@dataclass(frozen=True)
+class PanopticFiles:
+    """Where a dataset in COCO panoptic format lies, and what its registration says about it.
+
+    ``categories`` is None when they are those of the JSON. ``image_file`` is as for
+    :func:`spatialflow.data.coco_panoptic.load_coco_panoptic`.
+    """
+
+    image_root: str
+    panoptic_root: str
+    panoptic_json: str
+    categories: Categories | None = None
+    image_file: Callable[[dict[str, Any]], str] = itemgetter("file_name")
+
+
+def find_panoptic_files(name: str, entries: Sequence[Sequence[str]] = ()) -> PanopticFiles:
+    """The files of a dataset by its name; none of them is looked at.
+
+    Args:
+        name: of a registered dataset, a toy dataset or one of the entries.
+        entries: DATASETS.REGISTER of a config.
+
+    Raises:
+        ValueError: the name is unknown, or is no panoptic dataset's.
+    """
+    described = {**TOY_DATASETS, **{n: paths for n, *paths in entries}}
+    if name in described:
+        return PanopticFiles(*(os.path.join(datasets_root(), p) for p in described[name]))
+    metadata = _metadata(name)
+    paths = _paths(metadata)
+    return PanopticFiles(
+        *(paths[k] for k in _PATH_KEYS),
+        categories=Categories.from_metadata(metadata),
+        image_file=_image_file(metadata),
+    )
 
 
 def dataset_categories(name: str) -> Categories:
@@ -132,7 +169,7 @@ def prepare_datasets(
             contradicts itself.
     """
     names = list(dict.fromkeys(name for split in splits for name in cfg.DATASETS[split]))
-    for name, *paths in [*_register_entries(cfg), *([n, *p] for n, p in TOY_DATASETS.items())]:
+    for name, *paths in [*register_entries(cfg), *([n, *p] for n, p in TOY_DATASETS.items())]:
         if name in names:
             register_coco_panoptic(name, *paths)
     categories = {name: dataset_categories(name) for name in names}
@@ -146,7 +183,8 @@ def prepare_datasets(
         _set_or_check_counts(cfg, names[0], categories[names[0]])
 
 
-def _register_entries(cfg: CfgNode) -> list[list[str]]:
+def register_entries(cfg: CfgNode) -> list[list[str]]:
+    """DATASETS.REGISTER of a config; ValueError when an entry is not four strings."""
     for entry in cfg.DATASETS.REGISTER:
         if isinstance(entry, str) or [type(part) for part in entry] != [str] * 4:
             raise ValueError(
@@ -166,7 +204,7 @@ def _metadata(name: str) -> Metadata:
 
 
 def _paths(metadata: Metadata) -> dict[str, str]:
-    keys = ["image_root", "panoptic_root", "panoptic_json"]
+    keys = list(_PATH_KEYS)
     keys += ["sem_seg_root", "json_file"] * bool(metadata.get("sem_seg_root"))
     paths = {k: metadata.get(k) for k in keys}
     if None in paths.values():
@@ -188,6 +226,11 @@ def _check_paths(name: str, paths: dict[str, str]) -> None:
                 f"$DETECTRON2_DATASETS, which is {root or 'not set, so below ./datasets'}; "
                 "datasets/README.md has their layout."
             )
+
+
+def _image_file(metadata: Metadata) -> Callable[[dict[str, Any]], str]:
+    is_cityscapes = metadata.evaluator_type == "cityscapes_panoptic_seg"
+    return _cityscapes_image if is_cityscapes else itemgetter("file_name")
 
 
 def _cityscapes_image(image: dict[str, Any]) -> str:

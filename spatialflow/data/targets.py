@@ -19,6 +19,11 @@ from .categories import VOID_LABEL
 
 Segments = Sequence[dict[str, Any]]
 
+
+class PngKindError(ValueError):
+    """A PNG whose pixels cannot be segment ids: grey, of 16 bits or with a palette."""
+
+
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PNG_BIT_DEPTH, _PNG_COLOR_TYPE = 24, 25  # offsets of these bytes in a PNG's header
 _PNG_RGB = (2, 6)  # colour types RGB and RGB with alpha
@@ -32,7 +37,8 @@ def read_panoptic_png(path: str) -> np.ndarray:
 
     Raises:
         FileNotFoundError: the file is not there.
-        ValueError: it is no PNG, is damaged, or is grey, with a palette or of 16 bits.
+        ValueError: it is no PNG or is damaged.
+        PngKindError: it is grey, with a palette or of 16 bits.
     """
     try:
         data = Path(path).read_bytes()
@@ -41,7 +47,7 @@ def read_panoptic_png(path: str) -> np.ndarray:
     if not data.startswith(_PNG_SIGNATURE) or len(data) <= _PNG_COLOR_TYPE:
         raise ValueError(f"Panoptic PNG {path} is no PNG file.")
     if data[_PNG_BIT_DEPTH] != 8 or data[_PNG_COLOR_TYPE] not in _PNG_RGB:
-        raise ValueError(
+        raise PngKindError(
             f"Panoptic PNG {path} must be 8-bit RGB (id = R + 256 G + 65536 B), not grey, 16-bit "
             "or with a palette."
         )
@@ -67,16 +73,35 @@ def index_map(ids: np.ndarray, segments: Segments, file_name: str) -> np.ndarray
     Raises:
         ValueError: the map has an id that no segment has, or the reverse.
     """
-    # Ids are constant along most of a row, so looking up runs is much less work than pixels.
-    flat = ids.reshape(-1)
-    starts = np.concatenate(([0], np.flatnonzero(flat[1:] != flat[:-1]) + 1))
-    found, run_of = np.unique(flat[starts], return_inverse=True)
+    starts, lengths = _runs(ids)
+    found, run_of = np.unique(ids.reshape(-1)[starts], return_inverse=True)
     number = {0: 0, **{s["id"]: i + 1 for i, s in enumerate(segments)}}
     _check_same_ids(set(found.tolist()), number.keys(), file_name)
     dtype = np.uint8 if len(segments) <= 255 else np.uint16
     lookup = np.array([number[i] for i in found.tolist()], dtype)
-    lengths = np.diff(starts, append=flat.size)
     return np.repeat(lookup[run_of], lengths).reshape(ids.shape)
+
+
+def measure_segments(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Areas and boxes of everything in a map of segment ids, void (id 0) among them.
+
+    Args:
+        ids: (H, W) segment ids.
+
+    Returns:
+        (K,) the ids in ascending order; (K,) int64 areas in pixels; (K, 4) int64 boxes x, y,
+        width, height, tight around the pixels as COCO has them.
+    """
+    starts, lengths = _runs(ids)
+    found, run_of = np.unique(ids.reshape(-1)[starts], return_inverse=True)
+    order = np.argsort(run_of, kind="stable")
+    firsts = np.searchsorted(run_of[order], np.arange(len(found)))
+    y, x = np.divmod(starts[order], ids.shape[1])
+    length = lengths[order]
+    left, top = (np.minimum.reduceat(v, firsts) for v in (x, y))
+    right, bottom = (np.maximum.reduceat(v, firsts) for v in (x + length, y + 1))
+    boxes = np.stack([left, top, right - left, bottom - top], axis=1)
+    return found, np.add.reduceat(length, firsts), boxes
 
 
 def thing_masks(index: np.ndarray, segments: Segments) -> tuple[np.ndarray, ...]:
@@ -105,6 +130,17 @@ def crowd_boxes(index: np.ndarray, segments: Segments) -> np.ndarray:
 def stuff_labels(index: np.ndarray, segments: Segments) -> np.ndarray:
     """(H, W) uint8 stuff labels of an (H, W) index map; 255 for void."""
     return np.array([VOID_LABEL, *(s["stuff_label"] for s in segments)], np.uint8)[index]
+
+
+def _runs(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """First pixels and lengths of the pieces of rows along which the id is the same.
+
+    Ids are constant along most of a row, so looking at runs is much less work than at pixels.
+    """
+    begins = np.ones(ids.shape, bool)
+    np.not_equal(ids[:, 1:], ids[:, :-1], out=begins[:, 1:])
+    starts = np.flatnonzero(begins)
+    return starts, np.diff(starts, append=ids.size)
 
 
 def _check_same_ids(in_png: set[int], in_json: Any, file_name: str) -> None:
