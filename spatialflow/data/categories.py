@@ -156,7 +156,7 @@ def parse_category(category: Any) -> Category:
     color = category.get("color") or _default_color(id_)
     try:
         red, green, blue = (int(v) for v in color)
-    except (TypeError, ValueError) as e:
+    except (TypeError, ValueError, OverflowError) as e:
         raise ValueError(f"Category {category}: the color must be three numbers, RGB.") from e
     return Category(id_, str(category["name"]), (red, green, blue), bool(isthing))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from PIL import Image
 from spatialflow.data.categories import Categories
 from spatialflow.data.check import Severity, check_dataset
 from spatialflow.data.check.problems import DESCRIPTIONS, Problem
+from spatialflow.data.coco_panoptic import load_coco_panoptic, read_panoptic_json
 from spatialflow.data.register import PanopticFiles, find_panoptic_files
 from spatialflow.data.targets import measure_segments, read_panoptic_png
 
@@ -477,6 +479,13 @@ def category_with_a_colour_by_name(d):
 
 
 @damage("bad_category")
+def category_with_an_infinite_colour(d):
+    color = [float("inf"), 0, 0]
+    d.content["categories"].append({"id": 5000, "name": "dog", "isthing": 1, "color": color})
+    return None, None
+
+
+@damage("bad_category")
 def category_is_a_name(d):
     d.content["categories"].append("dog")
     return None, None
@@ -575,8 +584,49 @@ ANYTHING = st.recursive(
 )
 
 
+DEEP = "[" * 900 + "]" * 900
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize(
+    "keys",
+    [
+        ("categories", 0),
+        ("categories", 0, "name"),
+        ("categories", 0, "color"),
+        ("images", 0, "id"),
+        ("images", 0, "extra"),
+        ("annotations", 0),
+        ("annotations", 0, "segments_info"),
+        ("annotations", 0, "segments_info", 0),
+        *(("annotations", 0, "segments_info", 0, k) for k in ("id", "area", "bbox", "isthing")),
+    ],
+)
+def test_deeply_nested_values_are_survived(folder, keys, workers):
+    content = copy.deepcopy(folder.content)
+    parent = content
+    for key in keys[:-1]:
+        parent = parent[key]
+    parent[keys[-1]] = "DEEP"
+    path = folder.root / "deep.json"
+    path.write_text(json.dumps(content).replace('"DEEP"', DEEP))
+    report = check_dataset(PanopticFiles(*folder.paths[:2], str(path)), workers)
+    assert "check_failed" not in {p.kind for p in report.problems}
+    assert "json_unreadable" not in {p.kind for p in report.problems}
+
+
+def die(*_, **__):
+    os._exit(1)
+
+
+def test_a_worker_that_dies_is_a_problem(folder, monkeypatch):
+    monkeypatch.setattr("spatialflow.data.check.check_pair", die)
+    problems = check_dataset(PanopticFiles(*folder.paths), workers=2).problems
+    assert "check_failed" in {p.kind for p in problems}
+
+
 @settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(data=st.data())
 def test_any_value_anywhere_is_survived(folder, data):
@@ -595,6 +645,9 @@ def test_any_value_anywhere_is_survived(folder, data):
     assert "check_failed" not in {p.kind for p in report.problems}
     report.as_text(verbose=True)
     report.write_json(str(folder.root / "out.json"))
+    if report.trainable:
+        categories = Categories.from_json(read_panoptic_json(str(path))["categories"])
+        assert load_coco_panoptic(*folder.paths[:2], str(path), categories)
 
 
 @pytest.mark.parametrize("kind", ["images", "panoptic"])

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from detectron2.data import MetadataCatalog
 from panoptic_folder import CAR
 
 from spatialflow.data.check.__main__ import main
@@ -87,6 +88,25 @@ def test_toy_scenes_by_name(toy_datasets, monkeypatch, capsys):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(toy_datasets))
     assert main(["toy_panoptic_train", "--workers", "2"]) == 0
     assert "12 images" in capsys.readouterr().out
+
+
+def test_separated_names_need_their_other_files(coco_sample, tmp_path, monkeypatch, capsys):
+    name = "coco_2017_val_panoptic_separated"
+    root = coco_sample / "coco"
+    metadata = MetadataCatalog.get(name)
+    paths = {
+        "image_root": root / "val2017",
+        "panoptic_root": root / "panoptic_val2017",
+        "panoptic_json": root / "annotations" / "panoptic_val2017.json",
+        "json_file": root / "annotations" / "instances_val2017.json",
+        "sem_seg_root": tmp_path / "panoptic_stuff_val2017",
+    }
+    for key, path in paths.items():
+        monkeypatch.setitem(metadata.__dict__, key, str(path))
+    assert main([name, "--workers", "1", "--verbose"]) == 1
+    out = capsys.readouterr().out
+    assert "ERROR not_loadable (1)" in out
+    assert "prepare_panoptic_stuff.py" in out
 
 
 def test_a_name_of_a_config(folder, tmp_path):

@@ -7,9 +7,16 @@ import os
 import sys
 from collections.abc import Sequence
 
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
 from ...config import load_config
-from ..register import PanopticFiles, find_panoptic_files, register_entries
-from . import check_dataset
+from ..register import (
+    PanopticFiles,
+    find_panoptic_files,
+    load_dataset_dicts,
+    register_entries,
+)
+from . import Problem, check_dataset
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -28,6 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (OSError, ValueError) as e:
         parser.error(str(e))
     report = check_dataset(files, args.workers, progress=True)
+    report.problems += _separated_problems(args.name)
     print(report.as_text(args.verbose))
     if args.json_out:
         try:
@@ -62,6 +70,17 @@ def _files(args: argparse.Namespace) -> PanopticFiles:
         raise ValueError("give a dataset's name, or all of --json, --images and --panoptic.")
     entries = register_entries(load_config(args.config_file)) if args.config_file else ()
     return find_panoptic_files(args.name, entries)
+
+
+def _separated_problems(name: str | None) -> list[Problem]:
+    """Whether the other annotations that Detectron2's ``*_separated`` names need can be loaded."""
+    if name not in DatasetCatalog or not MetadataCatalog.get(name).get("sem_seg_root"):
+        return []
+    try:
+        load_dataset_dicts(name)
+    except Exception as e:  # Detectron2 asserts what it needs, with errors of many kinds
+        return [Problem("not_loadable", name, f"{type(e).__name__}: {e}"[:500])]
+    return []
 
 
 if __name__ == "__main__":

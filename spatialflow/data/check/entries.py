@@ -15,17 +15,26 @@ from .problems import Problem, shown
 
 
 @dataclass
+class Segment:
+    """What the JSON says of a segment's pixels; a text stands for what is no number or box."""
+
+    category_id: int | None
+    area: float | str | None
+    bbox: list[float] | str | None
+
+
+@dataclass
 class Pair:
     """An image and its annotation, as far as the JSON describes them.
 
-    ``segments`` are the segments with sound ids, by id; ``size`` is (width, height); whatever the
-    JSON does not say, or says in a way that cannot be used, is None.
+    ``segments`` are the segments with sound ids, by id; ``size`` is (width, height) or, like the
+    others, None when the JSON does not say it or says what cannot be used.
     """
 
     image: str | None = None
     png: str | None = None
     size: tuple[int, int] | None = None
-    segments: dict[int, dict[str, Any]] = field(default_factory=dict)
+    segments: dict[int, Segment] = field(default_factory=dict)
 
 
 def check_categories(
@@ -41,7 +50,7 @@ def check_categories(
     for i, entry in enumerate(entries):
         try:
             category = parse_category(entry)
-        except ValueError as e:
+        except (ValueError, RecursionError) as e:
             problems.append(Problem("bad_category", f"categories[{i}]", str(e)[:500]))
             continue
         if category.id in parsed:
@@ -139,10 +148,10 @@ def _check_images(
 
 def _check_segments(
     entries: Any, where: str, categories: dict[int, Category]
-) -> tuple[dict[int, dict[str, Any]], list[Problem]]:
+) -> tuple[dict[int, Segment], list[Problem]]:
     if not isinstance(entries, list):
         return {}, [Problem("bad_entry", where, f"segments_info is {shown(entries)}, no list")]
-    segments: dict[int, dict[str, Any]] = {}
+    segments: dict[int, Segment] = {}
     problems: list[Problem] = []
     for place, entry in _objects(entries, f"{where}, segments_info", problems):
         id_ = entry.get("id")
@@ -151,14 +160,13 @@ def _check_segments(
         elif id_ in segments:
             problems.append(Problem("duplicate_segment_id", where, segment=id_))
         else:
-            segments[id_] = entry
-            problems += [
-                Problem(kind, where, message, id_) for kind, message in _faults(entry, categories)
-            ]
+            segments[id_] = _segment(entry)
+            faults = _faults(entry, categories.get(segments[id_].category_id))
+            problems += [Problem(kind, where, message, id_) for kind, message in faults]
     stuff = Counter(
-        id_
+        s.category_id
         for s in segments.values()
-        if (id_ := category_of(s)) in categories and not categories[id_].isthing
+        if s.category_id in categories and not categories[s.category_id].isthing
     )
     problems += [
         Problem("stuff_in_pieces", where, f"{n} segments of {shown(categories[id_].name)}")
@@ -168,9 +176,8 @@ def _check_segments(
     return segments, problems
 
 
-def _faults(segment: dict[str, Any], categories: dict[int, Category]) -> Iterator[tuple[str, str]]:
+def _faults(segment: dict[str, Any], category: Category | None) -> Iterator[tuple[str, str]]:
     """Kinds and messages of what is wrong with one segment, pixels aside."""
-    category = categories.get(category_of(segment))
     isthing, iscrowd = segment.get("isthing"), segment.get("iscrowd", 0)
     if category is None:
         yield "unknown_category", f"category_id is {shown(segment.get('category_id'))}"
@@ -183,10 +190,14 @@ def _faults(segment: dict[str, Any], categories: dict[int, Category]) -> Iterato
         yield "crowd_stuff", f"of {shown(category.name)}"
 
 
-def category_of(segment: dict[str, Any]) -> int | None:
-    """Category id of a segment, None when it is no integer."""
-    id_ = segment.get("category_id")
-    return id_ if isinstance(id_, int) and not isinstance(id_, bool) else None
+def _segment(entry: dict[str, Any]) -> Segment:
+    category_id, area, bbox = (entry.get(k) for k in ("category_id", "area", "bbox"))
+    is_box = isinstance(bbox, list) and len(bbox) == 4 and all(map(_is_number, bbox))
+    return Segment(
+        category_id if isinstance(category_id, int) and _is_number(category_id) else None,
+        area if _is_number(area) or "area" not in entry else shown(area),
+        bbox if is_box or "bbox" not in entry else shown(bbox),
+    )
 
 
 def _check_names(pairs: list[Pair]) -> list[Problem]:
@@ -225,6 +236,10 @@ def _bad_fields(
 
 def _is_id(value: Any) -> bool:
     return isinstance(value, (int, str)) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _is_length(value: Any) -> bool:

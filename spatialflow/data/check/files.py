@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
 from ..mapper import read_image
 from ..targets import PngKindError, measure_segments, read_panoptic_png
-from .entries import Pair, category_of
-from .problems import Problem, shown
+from .entries import Pair, Segment
+from .problems import Problem
 
 
 @dataclass
@@ -86,24 +85,23 @@ def _check_ids(ids: np.ndarray, pair: Pair, outcome: Outcome) -> None:
     for id_, segment in pair.segments.items():
         area, box = measured.get(id_, (0, None))
         if area:
-            outcome.segments[category_of(segment)] += 1
-            outcome.pixels[category_of(segment)] += area
+            outcome.segments[segment.category_id] += 1
+            outcome.pixels[segment.category_id] += area
         outcome.problems += [
             Problem(kind, pair.png, message, id_) for kind, message in _faults(segment, area, box)
         ]
 
 
-def _faults(segment: dict[str, Any], area: int, box: list[int] | None) -> list[tuple[str, str]]:
+def _faults(segment: Segment, area: int, box: list[int] | None) -> list[tuple[str, str]]:
     """Kinds and messages of what the JSON says wrongly about a segment's pixels."""
-    said_area, said_box = segment.get("area", area), segment.get("bbox", box)
     if not area:
-        no_area = "area" not in segment or said_area == 0
-        return [("zero_area", "") if no_area else ("id_only_in_json", f"area {shown(said_area)}")]
+        kind = "id_only_in_json" if segment.area else "zero_area"
+        return [(kind, f"area is {segment.area}" if segment.area else "")]
     faults = []
-    if said_area != area:
-        faults.append(("wrong_area", f"{shown(said_area)}, counted {area}"))
-    if said_box != box:
-        faults.append(("wrong_box", f"{shown(said_box)}, measured {box}"))
+    if segment.area not in (None, area):
+        faults.append(("wrong_area", f"{segment.area}, counted {area}"))
+    if segment.bbox not in (None, box):
+        faults.append(("wrong_box", f"{segment.bbox}, measured {box}"))
     return faults
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from dataclasses import dataclass
 from enum import Enum
 
@@ -39,6 +40,7 @@ _ERRORS = {
     "id_only_in_png": "an id in the PNG that no segment has",
     "id_only_in_json": "a segment that has an area, but no pixel in the PNG",
     "zero_area": "a segment of zero area",
+    "not_loadable": "the registered name needs other annotations, which cannot be loaded",
     "check_failed": "the checker itself failed on a file",
 }
 _WARNINGS = {
@@ -53,6 +55,10 @@ _WARNINGS = {
 }
 DESCRIPTIONS = {**_ERRORS, **_WARNINGS}
 """What each kind of problem is, the kinds that matter most first."""
+
+
+_REPR = reprlib.Repr()
+_REPR.maxstring = _REPR.maxother = 80
 
 
 @dataclass(frozen=True)
@@ -79,6 +85,5 @@ class Problem:
 
 
 def shown(value: object) -> str:
-    """A value of unknown kind and size, for a message."""
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
+    """A value of unknown kind, size and depth, for a message."""
+    return _REPR.repr(value)

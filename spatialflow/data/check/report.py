@@ -14,7 +14,7 @@ from .problems import DESCRIPTIONS, Problem, Severity
 
 _EXAMPLES = 3
 _CLASSES = 20
-_LINE = 160
+_LINE = 240
 
 
 @dataclass
