@@ -153,7 +153,7 @@ class DetectionCase:
         ]
 
     def label_anchors(self, gt: list[Instances]) -> AnchorTargets:
-        no_crowds = [Boxes(torch.zeros(0, 4)) for _ in gt]
+        no_crowds = [torch.zeros(g.image_size, dtype=torch.bool) for g in gt]
         sizes = [tuple(x.shape[-2:]) for x in self.scores]
         return self.detector.label_anchors(self.anchors, gt, no_crowds, sizes)
 
@@ -334,7 +334,7 @@ def training_batch(full: FullCase) -> list[dict]:
                 "image": normalised * model.pixel_std + model.pixel_mean,
                 "instances": instances,
                 "sem_seg": our_label[labels],
-                "crowd_boxes": Boxes(torch.zeros(0, 4)),
+                "crowd_mask": torch.zeros(height, width, dtype=torch.bool),
             }
         )
     return batch
@@ -343,8 +343,8 @@ def training_batch(full: FullCase) -> list[dict]:
 def with_reassigned_anchors(detector: Detector):
     """Its ``label_anchors`` with the authors' low-quality matching."""
 
-    def label_anchors(anchors, gt_instances, crowd_boxes, grid_sizes):
-        targets = Detector.label_anchors(detector, anchors, gt_instances, crowd_boxes, grid_sizes)
+    def label_anchors(anchors, gt_instances, crowd_masks, grid_sizes):
+        targets = Detector.label_anchors(detector, anchors, gt_instances, crowd_masks, grid_sizes)
         for labels, boxes, gt in zip(targets.labels, targets.boxes, gt_instances, strict=True):
             positive = ((labels >= 0) & (labels < detector.num_classes)).nonzero()[:, 0]
             iou = pairwise_iou(gt.gt_boxes, Boxes.cat(anchors)[positive])

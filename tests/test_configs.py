@@ -12,7 +12,7 @@ from detectron2.data import transforms as T
 from detectron2.data.datasets.builtin_meta import CITYSCAPES_CATEGORIES
 from detectron2.modeling import build_model
 from detectron2.solver import build_lr_scheduler, build_optimizer
-from detectron2.structures import BitMasks, Boxes, Instances
+from detectron2.structures import BitMasks, Instances
 from detectron2.utils.events import EventStorage
 
 import spatialflow.modeling  # noqa: F401  registers the model
@@ -63,8 +63,9 @@ def training_batch() -> list[dict]:
         instances.gt_boxes = instances.gt_masks.get_bounding_boxes()
         instances.gt_classes = torch.tensor([1, 5])[:count]
         image = torch.randint(256, (3, SIZE, SIZE), dtype=torch.uint8)
-        crowds = Boxes(torch.tensor([[0.0, 50.0, 20.0, 64.0]])[:count])
-        batch.append({"image": image, "instances": instances, "crowd_boxes": crowds})
+        crowd_mask = torch.zeros(SIZE, SIZE, dtype=torch.bool)
+        crowd_mask[50:, :20] = count > 0
+        batch.append({"image": image, "instances": instances, "crowd_mask": crowd_mask})
         batch[-1] |= {"sem_seg": labels, "height": SIZE, "width": SIZE}
     return batch
 

@@ -41,7 +41,7 @@ class PanopticMapper(DatasetMapper):
     """Reads and augments one image and derives its targets.
 
     In training it returns ``image``, ``height``, ``width``, ``file_name``, ``image_id`` and the
-    targets ``instances``, ``sem_seg`` and ``crowd_boxes``; in inference the first five only.
+    targets ``instances``, ``sem_seg`` and ``crowd_mask``; in inference the first five only.
     Targets come from the panoptic PNG, or, for Detectron2's ``*_panoptic_separated`` dicts, from
     instance annotations and semantic PNGs. Things that an augmentation leaves no pixel of are gone.
     """
@@ -107,14 +107,13 @@ class PanopticMapper(DatasetMapper):
         self, dataset_dict: dict[str, Any], labels: np.ndarray, transforms: T.TransformList
     ) -> dict[str, Any]:
         annotations = copy.deepcopy(dataset_dict["annotations"])
-        crowds = [
-            detection_utils.transform_instance_annotations(
-                {"bbox": a["bbox"], "bbox_mode": a["bbox_mode"]}, transforms, labels.shape
-            )["bbox"]
-            for a in annotations
-            if a.get("iscrowd", 0)
-        ]
-        crowd_boxes = Boxes(np.array(crowds, np.float32).reshape(-1, 4))
+        crowd_mask = np.zeros(labels.shape, bool)
+        for annotation in annotations:
+            if annotation.get("iscrowd", 0):
+                region = detection_utils.transform_instance_annotations(
+                    copy.deepcopy(annotation), transforms, labels.shape
+                )
+                crowd_mask |= region["segmentation"].astype(bool)
         mapped = {"annotations": annotations}
         self._transform_annotations(mapped, transforms, labels.shape)
         instances = mapped["instances"]
@@ -124,7 +123,7 @@ class PanopticMapper(DatasetMapper):
         return {
             "instances": instances,
             "sem_seg": torch.from_numpy(labels.astype(np.int64)),
-            "crowd_boxes": crowd_boxes[crowd_boxes.nonempty()],
+            "crowd_mask": torch.from_numpy(crowd_mask),
         }
 
 
@@ -137,7 +136,7 @@ def _panoptic_targets(index: np.ndarray, segments: targets.Segments) -> dict[str
     return {
         "instances": instances,
         "sem_seg": torch.from_numpy(targets.stuff_labels(index, segments).astype(np.int64)),
-        "crowd_boxes": Boxes(targets.crowd_boxes(index, segments)),
+        "crowd_mask": torch.from_numpy(targets.crowd_mask(index, segments)),
     }
 
 

@@ -1,6 +1,6 @@
 """Training targets from a panoptic PNG and its segments: pure numpy functions.
 
-Legend: H, W are the map's size; N things, M crowd regions, S segments of the image. A *segment* is
+Legend: H, W are the map's size; N things, S segments of the image. A *segment* is
 an entry of a dataset dict's ``segments_info`` (see :mod:`spatialflow.data.coco_panoptic`). The
 *index map* holds 0 for void and i + 1 for the pixels of segment i; it is what gets augmented, and
 all targets are derived from it, so that boxes, masks and stuff labels cannot disagree.
@@ -120,11 +120,10 @@ def thing_masks(index: np.ndarray, segments: Segments) -> tuple[np.ndarray, ...]
     return masks[present], boxes[present], np.array(classes, np.int64)[present]
 
 
-def crowd_boxes(index: np.ndarray, segments: Segments) -> np.ndarray:
-    """Boxes (M, 4) float32, x1 y1 x2 y2, of the crowd regions of things in an (H, W) index map."""
-    numbers = [i + 1 for i, s in enumerate(segments) if s["isthing"] and s["iscrowd"]]
-    _, boxes, present = _masks_and_boxes(index, numbers)
-    return boxes[present]
+def crowd_mask(index: np.ndarray, segments: Segments) -> np.ndarray:
+    """(H, W) bool: where an (H, W) index map has a crowd region of things."""
+    is_crowd = [False, *(bool(s["isthing"] and s["iscrowd"]) for s in segments)]
+    return np.array(is_crowd)[index]
 
 
 def stuff_labels(index: np.ndarray, segments: Segments) -> np.ndarray:

@@ -17,7 +17,7 @@ from detectron2.modeling.anchor_generator import build_anchor_generator
 from detectron2.modeling.box_regression import Box2BoxTransform, _dense_box_regression_loss
 from detectron2.modeling.matcher import Matcher
 from detectron2.modeling.meta_arch.dense_detector import permute_to_N_HWA_K
-from detectron2.structures import Boxes, Instances, pairwise_ioa, pairwise_iou
+from detectron2.structures import Boxes, Instances, pairwise_iou
 from fvcore.nn import sigmoid_focal_loss_jit
 from torch import Tensor, nn
 
@@ -27,7 +27,8 @@ from .subnets import conv3x3
 IGNORED = -1
 """Label of an anchor that takes no part in the classification loss."""
 CROWD_COVER = 0.5
-"""An unmatched anchor with more than this share of its area on a crowd is ignored."""
+"""An unmatched anchor with more than this share of its area on crowd pixels is ignored, as PQ
+ignores a segment like that."""
 
 
 class DensePredictions(NamedTuple):
@@ -177,7 +178,7 @@ class Detector(nn.Module):
         self,
         anchors: list[Boxes],
         gt_instances: list[Instances],
-        crowd_boxes: list[Boxes],
+        crowd_masks: list[Tensor],
         grid_sizes: list[tuple[int, int]],
     ) -> AnchorTargets:
         """Match anchors to the ground truth.
@@ -188,12 +189,12 @@ class Detector(nn.Module):
         Args:
             anchors: of each level.
             gt_instances: of each image, with ``gt_boxes`` and ``gt_classes``.
-            crowd_boxes: of each image.
+            crowd_masks: of each image, (h, w) bool.
             grid_sizes: (H_i, W_i) of each level.
         """
         all_anchors = Boxes.cat(anchors)
         labels, boxes = [], []
-        for gt, crowds in zip(gt_instances, crowd_boxes, strict=True):
+        for gt, crowd_mask in zip(gt_instances, crowd_masks, strict=True):
             inside = self._inside(gt.image_size, grid_sizes, all_anchors.device)
             # An anchor that is ignored must not be the best one of a box, or the box has none.
             iou = pairwise_iou(gt.gt_boxes, all_anchors) * inside
@@ -204,9 +205,8 @@ class Detector(nn.Module):
             else:
                 labels_i, boxes_i = torch.zeros_like(matched), torch.zeros_like(all_anchors.tensor)
             labels_i = labels_i.masked_fill(background, self.num_classes)
-            if len(crowds):
-                on_crowd = pairwise_ioa(crowds, all_anchors).amax(dim=0) > CROWD_COVER
-                labels_i[background & on_crowd] = IGNORED
+            on_crowd = covered_share(crowd_mask, all_anchors.tensor) > CROWD_COVER
+            labels_i[background & on_crowd] = IGNORED
             labels_i[(match_labels == -1) | ~inside] = IGNORED
             labels.append(labels_i)
             boxes.append(boxes_i)
@@ -314,3 +314,21 @@ class Detector(nn.Module):
             [-math.inf, -math.inf, *(-w * transform.scale_clamp for w in transform.weights[2:])]
         )
         return transform.apply_deltas(torch.maximum(deltas, least), anchors)
+
+
+def covered_share(mask: Tensor, boxes: Tensor) -> Tensor:
+    """The share of each box, clipped to the image, that a mask covers.
+
+    Args:
+        mask: (H, W) bool.
+        boxes: (R, 4), taken at whole pixels.
+
+    Returns:
+        (R,) float, 0 for a box without a pixel in the image.
+    """
+    integral = nn.functional.pad(mask.int().cumsum(0).cumsum(1), (1, 0, 1, 0))
+    boxes = boxes.round().long()
+    x1, x2 = boxes[:, 0::2].clamp(0, mask.shape[1]).unbind(1)
+    y1, y2 = boxes[:, 1::2].clamp(0, mask.shape[0]).unbind(1)
+    covered = integral[y2, x2] - integral[y1, x2] - integral[y2, x1] + integral[y1, x1]
+    return covered / ((x2 - x1) * (y2 - y1)).clamp(min=1)

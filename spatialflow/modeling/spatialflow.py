@@ -116,7 +116,7 @@ class SpatialFlow(nn.Module):
             batched_inputs: one dict an image. ``image``: (3, h, w) in the config's channel order;
                 ``height`` and ``width``: the output size (default: h and w). In training also
                 ``instances`` (``gt_boxes``, ``gt_classes``, ``gt_masks``), ``sem_seg`` (h, w)
-                int64, and ``crowd_boxes``.
+                int64, and ``crowd_mask`` (h, w) bool.
 
         Returns:
             In training ``loss_cls``, ``loss_box_reg``, ``loss_mask`` and ``loss_sem_seg``, scalars,
@@ -138,12 +138,12 @@ class SpatialFlow(nn.Module):
         """The terms of eq. (6), each already weighted."""
         images = self.preprocess_image(batched_inputs)
         gt_instances = [x["instances"].to(self.device) for x in batched_inputs]
-        crowd_boxes = [x["crowd_boxes"].to(self.device) for x in batched_inputs]
+        crowd_masks = [x["crowd_mask"].to(self.device) for x in batched_inputs]
         features = self.extract_features(images)
         predictions = self.detector(features.cls, features.reg)
         anchors = self.detector.anchor_generator(features.cls)
         targets = self.detector.label_anchors(
-            anchors, gt_instances, crowd_boxes, [x.shape[-2:] for x in features.cls]
+            anchors, gt_instances, crowd_masks, [x.shape[-2:] for x in features.cls]
         )
         losses = self.detector.losses(predictions, anchors, targets)
         if self.thing_head is not None:

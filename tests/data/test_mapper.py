@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from detectron2.structures import BitMasks, Boxes
+from detectron2.structures import BitMasks
 from panoptic_folder import CAR, PERSON, ROAD, SKY, scene, segment, write_ids
 from PIL import Image
 
@@ -29,7 +29,7 @@ def test_without_augmentation_the_targets_are_the_annotation(cfg, folder):
     sample = PanopticMapper(cfg, True)(one)
     assert set(sample) == {
         *("image", "height", "width", "file_name", "image_id"),
-        *("instances", "sem_seg", "crowd_boxes"),
+        *("instances", "sem_seg", "crowd_mask"),
     }
     np.testing.assert_array_equal(
         sample["image"], read_png(one["file_name"])[..., ::-1].transpose(2, 0, 1)
@@ -43,8 +43,9 @@ def test_without_augmentation_the_targets_are_the_annotation(cfg, folder):
     labels = np.select([ids == 1, ids == 256, ids == 0], [2, 1, 255], 0)
     np.testing.assert_array_equal(sample["sem_seg"], labels)
     assert sample["sem_seg"].dtype == torch.int64
-    assert isinstance(sample["crowd_boxes"], Boxes)
-    assert sample["crowd_boxes"].tensor.tolist() == [[20, 2, 26, 5]]
+    assert sample["crowd_mask"].dtype == torch.bool
+    box = BitMasks(sample["crowd_mask"][None]).get_bounding_boxes()
+    assert box.tensor.tolist() == [[20, 2, 26, 5]]
 
 
 def test_inference_samples_have_no_targets(cfg, folder):
@@ -108,8 +109,7 @@ def test_augmented_targets_agree_with_each_other(cfg, empty_folder, resize_with,
         torch.testing.assert_close(
             sample["instances"].gt_boxes.tensor, masks.get_bounding_boxes().tensor
         )
-        for x1, y1, x2, y2 in sample["crowd_boxes"].tensor.int().tolist():
-            assert _shows(shown[y1:y2, x1:x2], 160)
+        assert _shows(shown[sample["crowd_mask"]], 160)
     assert len(widths) > 3
 
 
@@ -129,7 +129,7 @@ def test_things_outside_a_crop_are_gone(cfg, empty_folder):
     mapper, one = PanopticMapper(cfg, True), load(empty_folder)[0]
     found = [mapper(one) for _ in range(20)]
     assert {len(s["instances"]) for s in found} == {0, 1}
-    assert {len(s["crowd_boxes"]) for s in found} == {0, 1}
+    assert {bool(s["crowd_mask"].any()) for s in found} == {False, True}
 
 
 def test_more_than_255_segments_keep_apart(cfg, empty_folder):
@@ -166,7 +166,7 @@ def test_poor_images_have_valid_targets(
     cfg.INPUT.RANDOM_FLIP = "none"
     sample = PanopticMapper(cfg, True)(load(empty_folder)[0])
     instances = sample["instances"]
-    assert len(instances) == things and len(sample["crowd_boxes"]) == crowds
+    assert len(instances) == things and sample["crowd_mask"].sum() == crowds
     assert instances.gt_masks.tensor.shape == (things, 20, 30)
     assert instances.gt_boxes.tensor.tolist() == [[9, 7, 10, 8]] * things
     assert instances.gt_classes.dtype == torch.int64

@@ -43,7 +43,8 @@ def assert_targets_are_the_annotation(sample, segments):
     boxes[:, 2:] -= boxes[:, :2]
     np.testing.assert_array_equal(boxes, np.array([s["bbox"] for s in things]).reshape(-1, 4))
     assert instances.gt_classes.tolist() == [s["category_id"] for s in things]
-    assert len(sample["crowd_boxes"]) == sum(s["isthing"] and s["iscrowd"] for s in segments)
+    crowds = sum(s["area"] for s in segments if s["isthing"] and s["iscrowd"])
+    assert sample["crowd_mask"].sum() == crowds
     stuff = {}
     for s in segments:
         stuff[s["stuff_label"]] = stuff.get(s["stuff_label"], 0) + s["area"]

@@ -12,7 +12,7 @@ import pytest
 import torch
 from detectron2.data import MetadataCatalog
 from detectron2.data.datasets import register_coco_panoptic_separated
-from detectron2.structures import BoxMode
+from detectron2.structures import BitMasks, BoxMode
 from panoptic_folder import scene
 from PIL import Image
 
@@ -69,7 +69,7 @@ def test_targets_are_those_of_the_panoptic_kind(cfg, one):
     np.testing.assert_array_equal(sample["instances"].gt_masks.tensor, [ids == 70000])
     assert sample["instances"].gt_boxes.tensor.tolist() == [[4, 6, 12, 14]]
     assert sample["instances"].gt_classes.tolist() == [1]
-    assert sample["crowd_boxes"].tensor.tolist() == [[20, 2, 26, 5]]
+    np.testing.assert_array_equal(sample["crowd_mask"], ids == 513)
     labels = np.select([ids == 1, ids == 256, ids == 0], [2, 1, 255], 0)
     np.testing.assert_array_equal(sample["sem_seg"], labels)
     assert sample["sem_seg"].dtype == torch.int64
@@ -81,7 +81,8 @@ def test_targets_follow_the_augmentation(cfg, one):
     mapper.augmentations.augs[-1].prob = 1.0
     sample = mapper(one)
     assert sample["instances"].gt_boxes.tensor.tolist() == [[36, 12, 52, 28]]
-    assert sample["crowd_boxes"].tensor.tolist() == [[8, 4, 20, 10]]
+    box = BitMasks(sample["crowd_mask"][None]).get_bounding_boxes()
+    assert box.tensor.tolist() == [[8, 4, 20, 10]]
     assert (sample["sem_seg"][:, :2] == 255).all() and sample["sem_seg"].shape == (40, 60)
 
 
@@ -89,7 +90,7 @@ def test_targets_follow_the_augmentation(cfg, one):
 def test_images_without_things_have_empty_targets(cfg, one, kept, things, crowds):
     one["annotations"] = [one["annotations"][i] for i in kept]
     sample = PanopticMapper(cfg, True)(one)
-    assert len(sample["instances"]) == things and len(sample["crowd_boxes"]) == crowds
+    assert len(sample["instances"]) == things and sample["crowd_mask"].any() == bool(crowds)
     assert sample["instances"].gt_masks.tensor.shape == (0, 20, 30)
     assert sample["instances"].gt_boxes.tensor.shape == (0, 4)
 
@@ -153,7 +154,7 @@ def test_the_builtin_name_trains_after_the_script_made_its_pngs(cfg, coco_copy):
     cfg.INPUT.MIN_SIZE_TRAIN = (0,)  # no resize
     batch = next(iter(build_train_loader(cfg)))
     assert {len(s["instances"]) for s in batch} == {14, 26}
-    assert {len(s["crowd_boxes"]) for s in batch} == {1, 2}
+    assert all(s["crowd_mask"].any() for s in batch)
 
 
 def test_a_missing_stuff_png_is_named(coco_copy):

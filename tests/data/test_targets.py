@@ -7,7 +7,7 @@ from panoptic_folder import write_ids
 from PIL import Image
 
 from spatialflow.data.targets import (
-    crowd_boxes,
+    crowd_mask,
     index_map,
     read_panoptic_png,
     stuff_labels,
@@ -138,7 +138,7 @@ def test_targets_of_a_hand_made_map():
     np.testing.assert_array_equal(masks, [index == 2, index == 3])
     np.testing.assert_array_equal(boxes, [[1, 1, 3, 3], [2, 1, 3, 2]])
     np.testing.assert_array_equal(classes, [1, 0])
-    np.testing.assert_array_equal(crowd_boxes(index, segments), [[3, 0, 5, 3]])
+    np.testing.assert_array_equal(crowd_mask(index, segments), index == 4)
     np.testing.assert_array_equal(
         stuff_labels(index, segments), [[6, 6, 6, 0, 0], [6, 0, 0, 0, 0], [6, 0, 0, 255, 0]]
     )

@@ -137,6 +137,14 @@ def ground_truth(size, boxes=(), classes=None) -> Instances:
     )
 
 
+def filled(size, boxes) -> torch.Tensor:
+    """A bool mask of this size that fills the boxes."""
+    mask = torch.zeros(size, dtype=torch.bool)
+    for x1, y1, x2, y2 in boxes:
+        mask[y1:y2, x1:x2] = True
+    return mask
+
+
 def make_input(size=(64, 96), boxes=(), crowds=(), stuff=None, seed=0) -> dict:
     """One image of the model's input: noise, things that fill their boxes, stuff in two halves.
 
@@ -154,5 +162,5 @@ def make_input(size=(64, 96), boxes=(), crowds=(), stuff=None, seed=0) -> dict:
         "width": size[1],
         "instances": ground_truth(size, boxes),
         "sem_seg": sem_seg,
-        "crowd_boxes": Boxes(torch.tensor(crowds, dtype=torch.float32).reshape(-1, 4)),
+        "crowd_mask": filled(size, crowds),
     }

@@ -10,7 +10,7 @@ from spatialflow.config import config_dir, load_config
 @pytest.fixture
 def cfg():
     cfg = load_config(str(config_dir() / "Base-Small.yaml"))
-    cfg.MODEL.FPN.OUT_CHANNELS = 16
+    cfg.MODEL.FPN.OUT_CHANNELS, cfg.MODEL.FPN.NORM = 16, ""
     return cfg
 
 

@@ -6,10 +6,15 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from builders import CHANNELS, THINGS, ground_truth, tiny_detector
+from builders import CHANNELS, THINGS, filled, ground_truth, tiny_detector
 from detectron2.structures import Boxes, Instances
 
-from spatialflow.modeling.detection import IGNORED, AnchorTargets, DensePredictions
+from spatialflow.modeling.detection import (
+    IGNORED,
+    AnchorTargets,
+    DensePredictions,
+    covered_share,
+)
 
 K = THINGS
 
@@ -18,8 +23,8 @@ def label(detector, image_size, gt=None, crowds=(), grid=(4, 4)):
     """Labels (rows, columns, A) and matched boxes of one image on a grid of stride 8."""
     anchors = detector.anchor_generator([torch.zeros(1, CHANNELS, *grid)])
     gt = ground_truth(image_size) if gt is None else gt
-    crowds = Boxes(torch.tensor(crowds, dtype=torch.float32).reshape(-1, 4))
-    targets = detector.label_anchors(anchors, [gt], [crowds], [grid])
+    crowd_mask = filled(image_size, crowds)
+    targets = detector.label_anchors(anchors, [gt], [crowd_mask], [grid])
     shape = (*grid, detector.anchor_generator.num_anchors[0])
     return targets.labels[0].reshape(shape), targets.boxes[0].reshape(*shape, 4)
 
@@ -55,15 +60,32 @@ def test_image_without_things_has_background_only():
 def test_background_on_a_crowd_is_ignored():
     gt = ground_truth((32, 32), [(4, 4, 12, 12)], [0])
     # Covers columns 0 and 1, half of the anchors of column 2 and no more.
-    labels, _ = label(square_detector(8), (32, 32), gt, crowds=[(-4, -4, 16, 28)])
+    labels, _ = label(square_detector(8), (32, 32), gt, crowds=[(0, 0, 16, 28)])
     expected = torch.full((4, 4), K)
     expected[:, :2] = IGNORED
     expected[1, 1] = 0
     assert torch.equal(labels[..., 0], expected)
 
 
+def test_only_crowd_pixels_count_not_the_box_around_them():
+    # Two crowd regions in opposite corners: their common box covers everything.
+    labels, _ = label(square_detector(8), (32, 32), crowds=[(0, 0, 8, 8), (20, 20, 28, 28)])
+    assert (labels == IGNORED).sum() == 2
+    assert labels[0, 0] == labels[3, 3] == IGNORED
+
+
+def test_covered_share():
+    mask = torch.zeros(4, 6, dtype=torch.bool)
+    mask[1:3, 2:5] = True
+    boxes = torch.tensor(
+        [[2, 1, 5, 3], [0, 0, 6, 4], [4, 0, 6, 2], [-3, -3, 3, 2], [7, 7, 9, 9], [2, 2, 2, 2]]
+    )
+    found = covered_share(mask, boxes.float())
+    torch.testing.assert_close(found, torch.tensor([1, 6 / 24, 1 / 4, 1 / 6, 0, 0]))
+
+
 def test_image_with_crowds_only():
-    labels, _ = label(square_detector(8), (32, 32), crowds=[(-9, -9, 40, 40), (0, 0, 8, 8)])
+    labels, _ = label(square_detector(8), (32, 32), crowds=[(0, 0, 32, 32), (0, 0, 8, 8)])
     assert (labels == IGNORED).all()
 
 
@@ -90,9 +112,8 @@ def test_every_level_is_cut_to_the_images_own_cells():
     detector = tiny_detector()
     grids = [(8, 16), (4, 8), (2, 4), (1, 2), (1, 1)]
     anchors = detector.anchor_generator([torch.zeros(1, CHANNELS, *grid) for grid in grids])
-    targets = detector.label_anchors(
-        anchors, [ground_truth((40, 65))], [Boxes(torch.zeros(0, 4))], grids
-    )
+    no_crowd = torch.zeros(40, 65, dtype=torch.bool)
+    targets = detector.label_anchors(anchors, [ground_truth((40, 65))], [no_crowd], grids)
     # 40 x 65 pads to 64 x 96: 8 x 12, 4 x 6, 2 x 3, 1 x 2 and 1 x 1 cells of nine anchors.
     assert (targets.labels[0] == K).sum() == 9 * (96 + 24 + 6 + 2 + 1)
 
