@@ -60,7 +60,17 @@ def launch(
             "OMP_NUM_THREADS", str(max(1, cores // num_gpus))
         )
     with _environment(environment):
-        start_processes(main, num_gpus, num_machines, machine_rank, dist_url, args)
+        start_processes(_run_together, num_gpus, num_machines, machine_rank, dist_url, (main, args))
+
+
+def _run_together(main: Callable[..., Any], args: tuple) -> None:
+    """Run ``main``, and stay until all processes are through.
+
+    The first process still evaluates when the others have nothing left to do, and gloo may abort a
+    process whose peer has closed the connection.
+    """
+    main(*args)
+    comm.synchronize()
 
 
 @contextmanager
@@ -87,7 +97,7 @@ def _join_torchrun(main: Callable[..., Any], args: tuple, on_cuda: bool) -> None
     try:
         comm.create_local_process_group(local_size)
         comm.synchronize()
-        main(*args)
+        _run_together(main, args)
     finally:
         dist.destroy_process_group()
 

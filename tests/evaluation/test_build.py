@@ -2,18 +2,15 @@
 
 import json
 import math
-import socket
-from datetime import timedelta
 
 import pytest
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 from detectron2.data.datasets import register_coco_panoptic_separated as register_separated
 from detectron2.data.datasets.builtin_meta import _get_builtin_metadata
 from detectron2.data.samplers import InferenceSampler
+from detectron2.utils import comm
 from panoptic_scenes import (
     CATEGORIES,
     detections,
@@ -26,6 +23,7 @@ from panoptic_scenes import (
 
 from spatialflow.config import add_spatialflow_config
 from spatialflow.data import register_coco_panoptic
+from spatialflow.engine import launch
 from spatialflow.evaluation import PanopticGroundTruth, build_evaluator, format_results
 
 
@@ -126,16 +124,8 @@ def test_dataset_of_another_kind(cfg):
         build_evaluator(cfg, "voc_2007_val")
 
 
-def _evaluate_share(rank, world_size, port, paths, out):
+def _evaluate_share(paths, out):
     """Evaluate this process's share of a dataset, of whose images the last segment is missed."""
-    if world_size > 1:
-        dist.init_process_group(
-            "gloo",
-            init_method=f"tcp://127.0.0.1:{port}",
-            rank=rank,
-            world_size=world_size,
-            timeout=timedelta(seconds=60),
-        )
     cfg = get_cfg()
     add_spatialflow_config(cfg)
     name = "evaluation_test_shared"
@@ -153,20 +143,16 @@ def _evaluate_share(rank, world_size, port, paths, out):
         output["instances"] = output["instances"][int(i == 0) :]
         output["sem_seg"] = output["sem_seg"].roll(2, dims=1)
         evaluator.process([inputs[i]], [output])
-    (out / f"{world_size}_{rank}.json").write_text(json.dumps(evaluator.evaluate()))
-    if world_size > 1:
-        dist.destroy_process_group()
+    result = out / f"{comm.get_world_size()}_{comm.get_rank()}.json"
+    result.write_text(json.dumps(evaluator.evaluate()))
 
 
 def test_two_processes_give_the_numbers_of_one(tmp_path):
     paths = write_panoptic(tmp_path, two_images() * 2 + two_images()[:1], CATEGORIES)
-    _evaluate_share(0, 1, None, paths, tmp_path)
+    _evaluate_share(paths, tmp_path)
     DatasetCatalog.remove("evaluation_test_shared")
     MetadataCatalog.remove("evaluation_test_shared")
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    mp.spawn(_evaluate_share, (2, port, paths, tmp_path), nprocs=2)
+    launch(_evaluate_share, 2, args=(paths, tmp_path), device="cpu")
     one, main, other = (
         json.loads((tmp_path / f"{n}.json").read_text()) for n in ("1_0", "2_0", "2_1")
     )

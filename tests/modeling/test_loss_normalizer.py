@@ -3,8 +3,9 @@
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from detectron2.utils import comm
 
+from spatialflow.engine import launch
 from spatialflow.modeling.loss_normalizer import mean_over_processes
 
 
@@ -16,8 +17,8 @@ def test_single_process(count, expected):
     assert mean.shape == ()
 
 
-def _losses_of_process(rank, store, results):
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+def _losses_of_process(results):
+    rank = comm.get_rank()
     values = (torch.tensor([1.0, 2, 3]), torch.tensor([10.0]))[rank]
     count = torch.tensor(float(len(values)))
     mean = mean_over_processes(count, like=values)
@@ -25,12 +26,11 @@ def _losses_of_process(rank, store, results):
     loss = values.sum() / mean
     dist.all_reduce(loss)
     nothing = mean_over_processes(0, like=values)
-    torch.save((mean, loss / 2, nothing), f"{results}/{rank}")
-    dist.destroy_process_group()
+    torch.save((mean, loss / 2, nothing), results / str(rank))
 
 
 def test_two_processes_average_to_the_loss_of_the_whole_batch(tmp_path):
-    mp.spawn(_losses_of_process, (str(tmp_path / "store"), str(tmp_path)), nprocs=2)
+    launch(_losses_of_process, 2, args=(tmp_path,), device="cpu")
     for rank in range(2):
         mean, loss, nothing = torch.load(tmp_path / str(rank))
         assert mean == 2.0  # four values over two processes
