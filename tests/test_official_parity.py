@@ -8,6 +8,7 @@ anywhere in 0..L-1, this project's is 0.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -483,7 +484,7 @@ def test_full_output(full):
     agree(full.label_order[output["sem_seg"].argmax(dim=0)], stuff_map)
 
     # The recording has no panoptic map; merging is compared by test_merge.
-    thresholds = ("score_thresh", "overlap_thresh", "stuff_area_limit", "box_fill_min_free")
+    settings = replace(full.model.merge_settings, thing_labels=[int(full.label_order[0])])
     expected, expected_segments = merge_panoptic(
         masks,
         dets[:, :4],
@@ -491,8 +492,7 @@ def test_full_output(full):
         classes,
         stuff_map,
         num_stuff_labels=len(full.label_order),
-        thing_labels=[int(full.label_order[0])],
-        **{name: getattr(full.model, name) for name in thresholds},
+        **vars(settings),
     )
     panoptic, segments = output["panoptic_seg"]
     agree(panoptic, expected)

@@ -237,10 +237,21 @@ class Detector(nn.Module):
         image_sizes: list[tuple[int, int]],
         output_sizes: list[tuple[int, int]],
     ) -> list[Instances]:
-        """Detections of each image.
+        """Detections of each image, best first; arguments as of :meth:`find_candidates`."""
+        candidates = self.find_candidates(predictions, anchors, image_sizes, output_sizes)
+        return [self.select(found) for found in candidates]
+
+    def find_candidates(
+        self,
+        predictions: DensePredictions,
+        anchors: list[Boxes],
+        image_sizes: list[tuple[int, int]],
+        output_sizes: list[tuple[int, int]],
+    ) -> list[Instances]:
+        """The scored boxes of each image that NMS has not gone over.
 
         As in the authors' code, boxes are clipped to the image and brought to the output size
-        before NMS. As in Detectron2, boxes that clipping left empty are dropped at the end.
+        before NMS.
 
         Args:
             predictions: see :meth:`forward`.
@@ -249,10 +260,11 @@ class Detector(nn.Module):
             output_sizes: (height, width) that the boxes are scaled to.
 
         Returns:
-            For each image ``pred_boxes``, ``scores`` and ``pred_classes``, best first.
+            For each image ``pred_boxes``, ``scores`` and ``pred_classes``, one row for each class
+            with which a box is over the score threshold.
         """
         return [
-            self._inference_single_image(
+            self._find_candidates_single_image(
                 [logits[n] for logits in predictions.logits],
                 [deltas[n] for deltas in predictions.deltas],
                 anchors,
@@ -264,7 +276,7 @@ class Detector(nn.Module):
             )
         ]
 
-    def _inference_single_image(
+    def _find_candidates_single_image(
         self,
         logits: list[Tensor],
         deltas: list[Tensor],
@@ -283,15 +295,16 @@ class Detector(nn.Module):
         boxes.clip(image_size)
         boxes.scale(output_size[1] / image_size[1], output_size[0] / image_size[0])
         rows, classes = (scores > self.score_thresh).nonzero(as_tuple=True)
-        boxes, scores = boxes.tensor[rows], scores[rows, classes]
-        best = batched_nms(boxes, scores, classes, self.nms_thresh)[: self.max_detections]
-        best = best[Boxes(boxes[best]).nonempty()]
         return Instances(
             output_size,
-            pred_boxes=Boxes(boxes[best]),
-            scores=scores[best],
-            pred_classes=classes[best],
+            pred_boxes=boxes[rows],
+            scores=scores[rows, classes],
+            pred_classes=classes,
         )
+
+    def select(self, candidates: Instances) -> Instances:
+        """The detections of an image, best first: NMS, then the best, without empty boxes."""
+        return select_detections(candidates, self.nms_thresh, self.max_detections)
 
     def _decode_level(
         self, logits: Tensor, deltas: Tensor, anchors: Boxes
@@ -314,6 +327,24 @@ class Detector(nn.Module):
             [-math.inf, -math.inf, *(-w * transform.scale_clamp for w in transform.weights[2:])]
         )
         return transform.apply_deltas(torch.maximum(deltas, least), anchors)
+
+
+def select_detections(candidates: Instances, nms_thresh: float, max_detections: int) -> Instances:
+    """NMS class by class, then the best over all classes.
+
+    As in Detectron2, boxes that clipping left empty are dropped at the end.
+
+    Args:
+        candidates: of one image, with ``pred_boxes``, ``scores`` and ``pred_classes``.
+        nms_thresh: IoU over which NMS drops.
+        max_detections: how many are kept.
+
+    Returns:
+        Those that are kept, best first.
+    """
+    boxes, scores, classes = (candidates.get(k) for k in ("pred_boxes", "scores", "pred_classes"))
+    best = batched_nms(boxes.tensor, scores, classes, nms_thresh)[:max_detections]
+    return candidates[best[boxes[best].nonempty()]]
 
 
 def covered_share(mask: Tensor, boxes: Tensor) -> Tensor:

@@ -8,12 +8,36 @@ however many instances there are.
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 FREE = 0
 """Value of a pixel that no segment claims; void in the result."""
+
+
+@dataclass(frozen=True)
+class MergeSettings:
+    """The settings of :func:`merge_panoptic`, under the names of its arguments."""
+
+    thing_labels: Collection[int] = (0,)
+    score_thresh: float = 0.37
+    overlap_thresh: float = 0.37
+    stuff_area_limit: int = 4900
+    box_fill_min_free: float | None = 0.6
+
+    @classmethod
+    def from_config(cls, cfg) -> MergeSettings:
+        """Read MODEL.PANOPTIC_FPN.COMBINE and this project's keys of the merge."""
+        keys, combine = cfg.MODEL.SPATIALFLOW, cfg.MODEL.PANOPTIC_FPN.COMBINE
+        return cls(
+            thing_labels=tuple(keys.THING_LABELS_IN_STUFF),
+            score_thresh=combine.INSTANCES_CONFIDENCE_THRESH,
+            overlap_thresh=combine.OVERLAP_THRESH,
+            stuff_area_limit=combine.STUFF_AREA_LIMIT,
+            box_fill_min_free=keys.BOX_FILL.MIN_FREE if keys.BOX_FILL.ENABLED else None,
+        )
 
 
 def merge_panoptic(

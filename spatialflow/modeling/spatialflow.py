@@ -8,7 +8,7 @@ Legend: N images, C channels, P3 to P7 the FPN levels, H x W the size of the out
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
 import torch
 from detectron2.config import configurable
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from .class_layers import train_only_class_layers
 from .detection import DensePredictions, Detector
 from .mask_head import ThingHead, paste_masks
-from .panoptic import merge_panoptic
+from .panoptic import MergeSettings, merge_panoptic
 from .stuff_head import StuffHead
 from .subnets import SEGMENTATION_LEVELS, SubnetFeatures, Subnetworks
 
@@ -37,9 +37,7 @@ class SpatialFlow(nn.Module):
         thing_head: None without the thing branch.
         stuff_head: None without the stuff branch.
         pixel_mean, pixel_std: of the channels of the input, in its order.
-        thing_labels_in_stuff: stuff labels that the merge leaves out because they are things.
-        score_thresh, overlap_thresh, stuff_area_limit, box_fill_min_free: of the merge, see
-            :func:`.panoptic.merge_panoptic`.
+        merge_settings: thresholds of the merge.
         panoptic_on: whether things and stuff are merged.
         class_layers_only: freeze all but the layers that depend on the classes.
     """
@@ -55,11 +53,7 @@ class SpatialFlow(nn.Module):
         stuff_head: StuffHead | None,
         pixel_mean: Sequence[float],
         pixel_std: Sequence[float],
-        thing_labels_in_stuff: Collection[int] = (0,),
-        score_thresh: float = 0.37,
-        overlap_thresh: float = 0.37,
-        stuff_area_limit: int = 4900,
-        box_fill_min_free: float | None = 0.6,
+        merge_settings: MergeSettings = MergeSettings(),  # noqa: B008
         panoptic_on: bool = True,
         class_layers_only: bool = False,
     ):
@@ -71,11 +65,7 @@ class SpatialFlow(nn.Module):
         self.stuff_head = stuff_head
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
-        self.thing_labels_in_stuff = tuple(thing_labels_in_stuff)
-        self.score_thresh = score_thresh
-        self.overlap_thresh = overlap_thresh
-        self.stuff_area_limit = stuff_area_limit
-        self.box_fill_min_free = box_fill_min_free
+        self.merge_settings = merge_settings
         self.panoptic_on = panoptic_on and thing_head is not None and stuff_head is not None
         if class_layers_only:
             train_only_class_layers(self)
@@ -86,7 +76,7 @@ class SpatialFlow(nn.Module):
         backbone = build_backbone(cfg)
         shapes = {name: backbone.output_shape()[name] for name in PYRAMID}
         segmentation_shapes = {name: shapes[name] for name in PYRAMID[:SEGMENTATION_LEVELS]}
-        keys, combine = cfg.MODEL.SPATIALFLOW, cfg.MODEL.PANOPTIC_FPN.COMBINE
+        keys = cfg.MODEL.SPATIALFLOW
         return {
             "backbone": backbone,
             "subnets": Subnetworks(cfg, shapes["p3"].channels),
@@ -95,12 +85,8 @@ class SpatialFlow(nn.Module):
             "stuff_head": StuffHead(cfg, segmentation_shapes) if keys.STUFF_ON else None,
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
-            "thing_labels_in_stuff": keys.THING_LABELS_IN_STUFF,
-            "score_thresh": combine.INSTANCES_CONFIDENCE_THRESH,
-            "overlap_thresh": combine.OVERLAP_THRESH,
-            "stuff_area_limit": combine.STUFF_AREA_LIMIT,
-            "box_fill_min_free": keys.BOX_FILL.MIN_FREE if keys.BOX_FILL.ENABLED else None,
-            "panoptic_on": combine.ENABLED,
+            "merge_settings": MergeSettings.from_config(cfg),
+            "panoptic_on": cfg.MODEL.PANOPTIC_FPN.COMBINE.ENABLED,
             "class_layers_only": keys.CLASS_LAYERS.TRAIN_ONLY,
         }
 
@@ -201,9 +187,19 @@ class SpatialFlow(nn.Module):
         output_sizes: list[tuple[int, int]],
     ) -> list[Instances]:
         """Detections of each image at its output size: boxes, scores and classes."""
+        candidates = self.find_candidates(features, image_sizes, output_sizes)
+        return [self.detector.select(found) for found in candidates]
+
+    def find_candidates(
+        self,
+        features: SubnetFeatures,
+        image_sizes: list[tuple[int, int]],
+        output_sizes: list[tuple[int, int]],
+    ) -> list[Instances]:
+        """What :meth:`detect` selects from: boxes, scores and classes before NMS."""
         predictions = self.detector(features.cls, features.reg)
         anchors = self.detector.anchor_generator(features.cls)
-        return self.detector.inference(predictions, anchors, image_sizes, output_sizes)
+        return self.detector.find_candidates(predictions, anchors, image_sizes, output_sizes)
 
     def predict_masks(
         self,
@@ -247,11 +243,7 @@ class SpatialFlow(nn.Module):
             instances.pred_classes,
             stuff_scores.argmax(dim=0),
             num_stuff_labels=len(stuff_scores),
-            thing_labels=self.thing_labels_in_stuff,
-            score_thresh=self.score_thresh,
-            overlap_thresh=self.overlap_thresh,
-            stuff_area_limit=self.stuff_area_limit,
-            box_fill_min_free=self.box_fill_min_free,
+            **vars(self.merge_settings),
         )
 
     @torch.no_grad()

@@ -1,6 +1,7 @@
 """The whole model: inputs to losses, inputs to results, and every switch between."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from detectron2.modeling import build_model
 from detectron2.utils.visualizer import Visualizer
 
 from spatialflow.config import config_dir, load_config
+from spatialflow.modeling.panoptic import MergeSettings
 
 LOSSES = {"loss_cls", "loss_box_reg", "loss_mask", "loss_sem_seg"}
 BOXES = [(8, 8, 40, 40), (50, 10, 90, 60)]
@@ -41,7 +43,7 @@ def sure_of_something(model):
     torch.nn.init.zeros_(model.detector.cls_score.bias)
     if model.thing_head is not None:  # masks that do not all lie close to one half
         torch.nn.init.normal_(model.thing_head.mask_head.predictor.weight, std=0.5)
-    model.stuff_area_limit = 16
+    model.merge_settings = replace(model.merge_settings, stuff_area_limit=16)
     return model.eval()
 
 
@@ -260,8 +262,8 @@ def test_merge_settings_reach_the_merge():
 
     def stuff_of(**settings):
         torch.manual_seed(0)
-        model = sure_of_something(tiny_model(**settings))
-        model.stuff_area_limit = settings.get("stuff_area_limit", 0)
+        model = sure_of_something(tiny_model())
+        model.merge_settings = MergeSettings(**{"stuff_area_limit": 0, **settings})
         (result,) = model([image])
         segments = result["panoptic_seg"][1]
         return {s["category_id"] for s in segments if not s["isthing"]}, [
@@ -270,10 +272,10 @@ def test_merge_settings_reach_the_merge():
 
     assert labels.unique().numel() > 1
     alone = {"score_thresh": 2.0}
-    stuff, things = stuff_of(**alone, thing_labels_in_stuff=())
+    stuff, things = stuff_of(**alone, thing_labels=())
     assert not things
     left_out = min(stuff)
-    assert stuff_of(**alone, thing_labels_in_stuff=(left_out,))[0] == stuff - {left_out}
+    assert stuff_of(**alone, thing_labels=(left_out,))[0] == stuff - {left_out}
     assert stuff_of(**alone, stuff_area_limit=64 * 96 + 1)[0] == set()
     strict = stuff_of(score_thresh=0.0, overlap_thresh=0.0, box_fill_min_free=None)[1]
     lenient = stuff_of(score_thresh=0.0, overlap_thresh=1.0, box_fill_min_free=None)[1]
@@ -350,13 +352,12 @@ def test_config_reaches_the_model():
     assert model.stuff_head.align_corners is True
     assert model.stuff_head.resize == "nearest"
     assert model.stuff_head.loss_weight == 0.75
-    assert model.thing_labels_in_stuff == (1, 2)
-    assert (model.score_thresh, model.overlap_thresh) == (0.5, 0.25)
-    assert (model.stuff_area_limit, model.box_fill_min_free) == (2048, 0.5)
+    assert model.merge_settings == MergeSettings((1, 2), 0.5, 0.25, 2048, 0.5)
     detector = model.detector
     assert (detector.max_detections, detector.nms_thresh) == (7, 0.3)
     assert (detector.topk_candidates, detector.score_thresh) == (9, 0.1)
-    assert build("MODEL.SPATIALFLOW.BOX_FILL.ENABLED", False).box_fill_min_free is None
+    unfilled = build("MODEL.SPATIALFLOW.BOX_FILL.ENABLED", False).merge_settings
+    assert unfilled.box_fill_min_free is None
     assert not build(f"{combine}.ENABLED", False).panoptic_on
 
 
