@@ -70,6 +70,21 @@ def add_spatialflow_config(cfg: CN) -> None:
     # relative paths are below $DETECTRON2_DATASETS (default: ./datasets).
     cfg.DATASETS.REGISTER = []
 
+    # Write each evaluation's panoptic predictions as COCO panoptic results, PNGs and JSON, into
+    # OUTPUT_DIR/inference/<dataset>/, with a dataset.json that names the ground truth.
+    cfg.TEST.SAVE_PREDICTIONS = False
+
+    # Test-time augmentation, with Detectron2's TEST.AUG.ENABLED and FLIP: the scales, each [longer
+    # side, shorter side] in pixels, and their weights in the means of masks and stuff scores
+    # (none: all the same). Without SCALES they are MIN_SIZES and MAX_SIZE, as in Detectron2.
+    cfg.TEST.AUG.SCALES = []
+    cfg.TEST.AUG.WEIGHTS = []
+    # Models that give one answer together, each {CONFIG: file or name in the model zoo, WEIGHTS:
+    # file, WEIGHT: 1.0, OPTS: [KEY, VALUE, ...]}; the last two may be left out. A member has the
+    # views of TEST.AUG here or, if that is not enabled, those of its own config. With
+    # ONE_AT_A_TIME the members are brought to the device in turn.
+    cfg.TEST.ENSEMBLE = CN({"MEMBERS": [], "ONE_AT_A_TIME": False})
+
     # "SGD", as in the papers, or "AdamW", which trains small models from nothing faster.
     cfg.SOLVER.OPTIMIZER = "SGD"
     # The total batch size that BASE_LR and the schedule were chosen for. Training refuses to start
@@ -114,6 +129,11 @@ def load_config(config_file: str, opts: Sequence[str] = ()) -> CN:
         raise ValueError(f"Overrides come as KEY VALUE pairs; {opts[-1]!r} stands alone.")
     _merge(cfg, lambda: cfg.merge_from_list(list(opts)), "Command line")
     return cfg
+
+
+def takes_original_images(cfg: CN) -> bool:
+    """Whether what is evaluated resizes images itself: many views, or several models."""
+    return cfg.TEST.AUG.ENABLED or bool(cfg.TEST.ENSEMBLE.MEMBERS)
 
 
 def config_dir() -> Path:

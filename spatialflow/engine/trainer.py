@@ -34,6 +34,7 @@ from spatialflow.engine.hooks import BestCheckpointer, FiniteLossGuard
 from spatialflow.errors import reading_user_input
 from spatialflow.evaluation import build_evaluator, format_results
 from spatialflow.modeling.class_layers import is_class_layer
+from spatialflow.multi_view import with_views
 
 
 class Trainer(DefaultTrainer):
@@ -51,6 +52,8 @@ class Trainer(DefaultTrainer):
         # DefaultTrainer's own __init__ hands device ids to DistributedDataParallel, which refuses
         # them on the CPU; its methods are used as they are.
         TrainerBase.__init__(self)
+        if cfg.TEST.ENSEMBLE.MEMBERS:
+            raise ValueError("TEST.ENSEMBLE.MEMBERS: an ensemble is for --eval-only and demo.py.")
         cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
         self.cfg = _with_seed(cfg, cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed())
         self.start_iter = 0
@@ -150,8 +153,9 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
-        """What can be measured on the dataset."""
-        return build_evaluator(cfg, dataset_name)
+        """What can be measured on the dataset; TEST.SAVE_PREDICTIONS also writes what is."""
+        folder = os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name)
+        return build_evaluator(cfg, dataset_name, folder if cfg.TEST.SAVE_PREDICTIONS else None)
 
     @classmethod
     def test(cls, cfg: CfgNode, model: nn.Module, evaluators=None) -> dict:
@@ -161,7 +165,7 @@ class Trainer(DefaultTrainer):
             Results as Detectron2 has them, ``{task: {metric: value}}``; one such dict a dataset
             when there are several.
         """
-        results = super().test(cfg, model, evaluators)
+        results = super().test(cfg, with_views(cfg, model), evaluators)
         names = cfg.DATASETS.TEST
         if comm.is_main_process() and names:
             by_name = {names[0]: results} if len(names) == 1 else results

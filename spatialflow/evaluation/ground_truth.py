@@ -38,6 +38,7 @@ class PanopticGroundTruth:
     Attributes:
         name: the dataset's registered name.
         categories: its classes.
+        files: where it lies: ``image_root``, ``panoptic_root``, ``panoptic_json``.
         png_names: file name of the PNG, as in the JSON, by image id.
     """
 
@@ -50,8 +51,9 @@ class PanopticGroundTruth:
         metadata = MetadataCatalog.get(dataset_name)
         self.name = dataset_name
         self.categories = Categories.from_metadata(metadata)
-        self._root, self._json = metadata.panoptic_root, metadata.panoptic_json
-        annotations = read_panoptic_json(self._json)["annotations"]
+        keys = ("image_root", "panoptic_root", "panoptic_json")
+        self.files = {key: getattr(metadata, key) for key in keys}
+        annotations = read_panoptic_json(metadata.panoptic_json)["annotations"]
         self.png_names = {a["image_id"]: a["file_name"] for a in annotations}
         self._segments = {a["image_id"]: a["segments_info"] for a in annotations}
         # More than one, because each evaluator goes over a whole batch before the next does.
@@ -60,10 +62,10 @@ class PanopticGroundTruth:
     def _load(self, image_id: Hashable) -> AnnotatedImage:
         if image_id not in self._segments:
             raise ValueError(
-                f"Image {image_id!r} is not annotated in {self._json}, so it cannot be evaluated "
-                f"as part of {self.name}."
+                f"Image {image_id!r} is not annotated in {self.files['panoptic_json']}, so it "
+                f"cannot be evaluated as part of {self.name}."
             )
-        png = os.path.join(self._root, self.png_names[image_id])
+        png = os.path.join(self.files["panoptic_root"], self.png_names[image_id])
         id_map = read_panoptic_png(png)
         id_map.setflags(write=False)
         return AnnotatedImage(png, id_map, self._segments[image_id])

@@ -31,11 +31,13 @@ class PanopticEvaluator(DatasetEvaluator):
         """
         Args:
             ground_truth: of the dataset to evaluate on.
-            output_dir: where to write the predictions in COCO's panoptic results format:
-                ``panoptic_predictions.json`` and a PNG an image in ``panoptic_predictions/``.
+            output_dir: where to write the predictions in COCO's panoptic results format,
+                ``panoptic_predictions.json`` and a PNG an image in ``panoptic_predictions/``, and
+                what is needed to score them again, ``dataset.json``: the dataset's ``name``,
+                ``image_root``, ``panoptic_root`` and ``panoptic_json``, with absolute paths.
         """
         self._ground_truth = ground_truth
-        self._png_dir = output_dir and os.path.join(output_dir, "panoptic_predictions")
+        self._output_dir = output_dir
         categories = ground_truth.categories
         self._dataset_ids = {
             (c.isthing, c.category_id): i for i, c in categories.segment_classes.items()
@@ -87,10 +89,8 @@ class PanopticEvaluator(DatasetEvaluator):
             counts += part
         self._warn_of_images(sum(n for _, n, *_ in parts))
         self._warn_of_areas([areas for *_, areas, _ in parts if areas[0]])
-        if self._png_dir is not None:
-            annotations = [a for *_, written in parts for a in written]
-            with open(f"{self._png_dir}.json", "w") as f:
-                json.dump({"categories": self._categories, "annotations": annotations}, f)
+        if self._output_dir is not None:
+            self._write_lists([a for *_, written in parts for a in written])
         return {"panoptic_seg": self._metrics(counts.results())}
 
     def _process_one(self, image_id: Hashable, id_map: np.ndarray, segments: Sequence) -> None:
@@ -103,8 +103,8 @@ class PanopticEvaluator(DatasetEvaluator):
             raise ValueError(f"Image {image_id!r}, ground truth {truth.png}: {e}.") from e
         self._num_images += 1
         self._compare_areas(truth, matches)
-        if self._png_dir is not None:
-            self._write(image_id, id_map, segments)
+        if self._output_dir is not None:
+            self._write_map(image_id, id_map, segments)
 
     def _with_dataset_id(self, segment: Mapping, image_id: Hashable) -> dict:
         isthing, number = bool(segment["isthing"]), segment["category_id"]
@@ -129,9 +129,9 @@ class PanopticEvaluator(DatasetEvaluator):
                 )
                 self._wrong_areas = number + 1, example
 
-    def _write(self, image_id: Hashable, id_map: np.ndarray, segments: list[dict]) -> None:
+    def _write_map(self, image_id: Hashable, id_map: np.ndarray, segments: list[dict]) -> None:
         file_name = self._ground_truth.png_names[image_id]
-        path = os.path.join(self._png_dir, file_name)
+        path = os.path.join(self._output_dir, "panoptic_predictions", file_name)
         os.makedirs(os.path.dirname(path), exist_ok=True)
         if not cv2.imwrite(path, id2rgb(id_map)[..., ::-1]):
             raise OSError(f"The prediction could not be written to {path}.")
@@ -140,6 +140,20 @@ class PanopticEvaluator(DatasetEvaluator):
             for s in segments
         ]
         self._written.append({"image_id": image_id, "file_name": file_name, "segments_info": kept})
+
+    def _write_lists(self, annotations: list[dict]) -> None:
+        paths = {key: os.path.abspath(path) for key, path in self._ground_truth.files.items()}
+        contents = {
+            "panoptic_predictions.json": {
+                "categories": self._categories,
+                "annotations": annotations,
+            },
+            "dataset.json": {"name": self._ground_truth.name, **paths},
+        }
+        os.makedirs(self._output_dir, exist_ok=True)
+        for name, content in contents.items():
+            with open(os.path.join(self._output_dir, name), "w") as f:
+                json.dump(content, f)
 
     def _warn_of_images(self, number: int) -> None:
         annotated = len(self._ground_truth.png_names)

@@ -2,9 +2,11 @@
 
 import json
 import logging
+from pathlib import Path
 
 import pytest
 import torch
+from panopticapi.evaluation import pq_compute
 from recorded_run import Poison, make_trainer, run
 from tiny_runs import tiny_config
 
@@ -96,6 +98,22 @@ def test_test_logs_a_table_and_evaluates_each_dataset(whole_run, toy_datasets, t
     assert set(results) == {"tiny_val", "tiny_train"}
     assert set(json.loads((tmp_path / "results.json").read_text())) == {"tiny_val", "tiny_train"}
     assert "Things" in caplog.text and "mIoU" in caplog.text
+
+
+def test_predictions_are_saved_when_asked(whole_run, toy_datasets, tmp_path):
+    _, whole, _ = whole_run
+    Trainer.test(tiny_config(toy_datasets, tmp_path), whole.model)
+    assert not (tmp_path / "inference").exists()
+    saving = tiny_config(toy_datasets, tmp_path, 4, ["TEST.SAVE_PREDICTIONS", True])
+    results = Trainer.test(saving, whole.model)
+    saved = tmp_path / "inference" / "tiny_val"
+    predicted, dataset = str(saved / "panoptic_predictions.json"), saved / "dataset.json"
+    truth = json.loads(dataset.read_text())
+    theirs = pq_compute(truth["panoptic_json"], predicted, truth["panoptic_root"])
+    assert results["panoptic_seg"]["PQ"] == pytest.approx(100 * theirs["All"]["pq"], abs=1e-9)
+    images = json.loads(Path(predicted).read_text())["annotations"]
+    segments = [s for image in images for s in image["segments_info"]]
+    assert {"id", "category_id", "isthing", "area", "score"} in [set(s) for s in segments]
 
 
 def test_best_value_survives_resuming(toy_datasets, tmp_path):

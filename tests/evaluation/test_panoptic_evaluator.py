@@ -19,6 +19,7 @@ from panoptic_scenes import (
     perfect_output,
     segment,
     two_images,
+    write_panoptic,
 )
 from panopticapi.evaluation import pq_compute
 
@@ -182,6 +183,23 @@ def test_written_only_when_asked_and_scored_alike_by_panopticapi(register, tmp_p
     assert written[1]["segments_info"] == [
         {"id": 5, "category_id": 0, "isthing": False, "area": 112}
     ]
+    keys = ("name", "image_root", "panoptic_root", "panoptic_json")
+    assert json.loads((out / "dataset.json").read_text()) == {k: metadata.get(k) for k in keys}
+
+
+def test_dataset_json_has_absolute_paths(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DETECTRON2_DATASETS", ".")
+    write_panoptic(tmp_path, two_images())
+    name = "evaluation_test_relative"
+    register_coco_panoptic(name, "images", "png", "panoptic.json")
+    try:
+        PanopticEvaluator(PanopticGroundTruth(name), "out").evaluate()
+    finally:
+        forget(name)
+    dataset = json.loads(Path("out/dataset.json").read_text())
+    assert dataset["panoptic_root"] == str(tmp_path / "png")
+    assert json.loads(Path("out/panoptic_predictions.json").read_text())["annotations"] == []
 
 
 def test_cityscapes_numbering(cityscapes):
