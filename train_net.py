@@ -1,9 +1,9 @@
 #!/usr/bin/env python
 """Train or evaluate SpatialFlow; ``train_net.py --help`` has examples."""
 
-from spatialflow.checkpoint import SafeCheckpointer
 from spatialflow.engine import Trainer, argument_parser, launch, read_config, setup
 from spatialflow.errors import exit_on_user_error, reading_user_input
+from spatialflow.multi_view import load_model
 
 
 def main(args):
@@ -12,9 +12,7 @@ def main(args):
         cfg = setup(args)
     if args.eval_only:
         with reading_user_input():
-            model = Trainer.build_model(cfg)
-            checkpointer = SafeCheckpointer(model, cfg.OUTPUT_DIR, complete=True)
-            checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+            model = load_model(cfg, resume=args.resume)
         Trainer.test(cfg, model)
         return
     with reading_user_input():

@@ -13,13 +13,12 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import Metadata
 from detectron2.data import transforms as T
-from detectron2.modeling import build_model
 from detectron2.utils.visualizer import Visualizer
 
-from spatialflow.checkpoint import SafeCheckpointer
 from spatialflow.config import load_config
 from spatialflow.data import Categories, PanopticMapper, dataset_categories, prepare_datasets
 from spatialflow.engine.setup import check_device
+from spatialflow.multi_view import load_model
 
 CHANNELS_TO_BGR = {1: cv2.COLOR_GRAY2BGR, 4: cv2.COLOR_BGRA2BGR}
 
@@ -67,8 +66,7 @@ class Predictor:
             raise ValueError(f"INPUT.FORMAT must be BGR or RGB here, not {mapper.image_format!r}.")
         self._augmentations, self._image_format = mapper.augmentations, mapper.image_format
         self.cfg = cfg
-        self.model = build_model(cfg).eval()
-        SafeCheckpointer(self.model, complete=True).load(cfg.MODEL.WEIGHTS)
+        self.model = load_model(cfg)
 
     @torch.no_grad()
     def __call__(self, image: np.ndarray) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import cv2
@@ -13,6 +14,8 @@ from detectron2.data import DatasetMapper, detection_utils
 from detectron2.data import transforms as T
 from detectron2.structures import BitMasks, Boxes, Instances
 from PIL import Image
+
+from spatialflow.config import takes_original_images
 
 from . import targets
 
@@ -37,6 +40,28 @@ class Cv2ResizeShortestEdge(T.ResizeShortestEdge):
         return Cv2ResizeTransform(resize.h, resize.w, resize.new_h, resize.new_w)
 
 
+RESIZE_WITH = {"pil": T.ResizeShortestEdge, "cv2": Cv2ResizeShortestEdge}
+
+
+def resize_shortest_edge(
+    cfg: CfgNode, shorter: int | Sequence[int], longer: int, sample_style: str = "choice"
+) -> T.ResizeShortestEdge:
+    """Detectron2's resize by the library that the config names.
+
+    Args:
+        cfg: INPUT.RESIZE_WITH is read.
+        shorter: the shorter side in pixels, or what to sample it from.
+        longer: the longer side at most, in pixels.
+        sample_style: as Detectron2 has it.
+
+    Raises:
+        ValueError: INPUT.RESIZE_WITH is neither "pil" nor "cv2".
+    """
+    if cfg.INPUT.RESIZE_WITH not in RESIZE_WITH:
+        raise ValueError(f'INPUT.RESIZE_WITH is "pil" or "cv2", not {cfg.INPUT.RESIZE_WITH!r}.')
+    return RESIZE_WITH[cfg.INPUT.RESIZE_WITH](shorter, longer, sample_style)
+
+
 class PanopticMapper(DatasetMapper):
     """Reads and augments one image and derives its targets.
 
@@ -54,10 +79,14 @@ class PanopticMapper(DatasetMapper):
             ValueError: INPUT.RESIZE_WITH is neither "pil" nor "cv2".
         """
         args = super().from_config(cfg, is_train)
-        if cfg.INPUT.RESIZE_WITH not in ("pil", "cv2"):
-            raise ValueError(f'INPUT.RESIZE_WITH is "pil" or "cv2", not {cfg.INPUT.RESIZE_WITH!r}.')
-        if cfg.INPUT.RESIZE_WITH == "cv2":
-            args["augmentations"] = [_resize_by_cv2(a) for a in args["augmentations"]]
+        if not is_train and takes_original_images(cfg):
+            args["augmentations"] = []
+        args["augmentations"] = [
+            resize_shortest_edge(cfg, a.short_edge_length, a.max_size, a.sample_style)
+            if isinstance(a, T.ResizeShortestEdge)
+            else a
+            for a in args["augmentations"]
+        ]
         if is_train and cfg.INPUT.CROP.ENABLED:
             # "512x1024 image crops after scaling" (Sec. IV-B); Detectron2 crops before.
             crop, resize, *others = args["augmentations"]
@@ -144,14 +173,6 @@ def _from_planes(planes: np.ndarray) -> np.ndarray:
     """(H, W[, C]) byte planes -> (H, W) integers of C bytes."""
     planes = np.ascontiguousarray(planes).reshape(*planes.shape[:2], -1)
     return planes.view(f"<u{planes.shape[-1]}")[..., 0]
-
-
-def _resize_by_cv2(augmentation: T.Augmentation) -> T.Augmentation:
-    if not isinstance(augmentation, T.ResizeShortestEdge):
-        return augmentation
-    return Cv2ResizeShortestEdge(
-        augmentation.short_edge_length, augmentation.max_size, augmentation.sample_style
-    )
 
 
 def read_image(file_name: str, image_format: str) -> np.ndarray:

@@ -241,7 +241,7 @@ def _cityscapes_image(image: dict[str, Any]) -> str:
 
 def _check_same_classes(name: str, first: str, categories: dict[str, Categories]) -> None:
     for key, kind in _CLASS_COUNT_KEYS.items():
-        a, b = ([_plain_name(c.name) for c in getattr(categories[n], kind)] for n in (first, name))
+        a, b = ([plain_name(c.name) for c in getattr(categories[n], kind)] for n in (first, name))
         if len(a) != len(b):
             raise ValueError(
                 f"{key} is {len(a)} for dataset {first}, but {len(b)} for dataset {name}; train "
@@ -255,8 +255,8 @@ def _check_same_classes(name: str, first: str, categories: dict[str, Categories]
             )
 
 
-def _plain_name(name: str) -> str:
-    # Detectron2's separated metadata of COCO leaves these endings out.
+def plain_name(name: str) -> str:
+    """A class name to compare: Detectron2's separated metadata of COCO leaves endings out."""
     return name.replace("-other", "").replace("-merged", "")
 
 

@@ -91,6 +91,16 @@ class SpatialFlow(nn.Module):
         }
 
     @property
+    def predicts_masks(self) -> bool:
+        """Whether there is a thing branch."""
+        return self.thing_head is not None
+
+    @property
+    def predicts_stuff(self) -> bool:
+        """Whether there is a stuff branch."""
+        return self.stuff_head is not None
+
+    @property
     def device(self) -> torch.device:
         """Where the model is."""
         return self.pixel_mean.device
@@ -200,6 +210,10 @@ class SpatialFlow(nn.Module):
         predictions = self.detector(features.cls, features.reg)
         anchors = self.detector.anchor_generator(features.cls)
         return self.detector.find_candidates(predictions, anchors, image_sizes, output_sizes)
+
+    def mask_features(self, features: SubnetFeatures) -> SubnetFeatures:
+        """What :meth:`predict_masks` needs of the features, so that the rest can be freed."""
+        return SubnetFeatures(cls=[], reg=[], stuff=[], thing=features.thing)
 
     def predict_masks(
         self,

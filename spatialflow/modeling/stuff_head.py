@@ -101,8 +101,11 @@ class StuffHead(SemSegFPNHead):
         """
         if image_size == output_size:
             return scores[:, : image_size[0], : image_size[1]]
-        if self.resize == "bilinear":
+        if self.resize == "bilinear" and not self.align_corners:
             return sem_seg_postprocess(scores, image_size, *output_size)
+        if self.resize == "bilinear":
+            valid = scores[None, :, : image_size[0], : image_size[1]]
+            return F.interpolate(valid, output_size, mode="bilinear", align_corners=True)[0]
         rows, columns = (
             _nearest(*sides).to(scores.device)
             for sides in zip(image_size, output_size, strict=True)

@@ -1,0 +1,113 @@
+"""One model of a multi-view answer: its views, its weight, its class numbers.
+
+Legend: n boxes, S stuff labels, M the side of a predicted mask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from detectron2.structures import ImageList, Instances
+from torch import Tensor, nn
+
+from .stages import Stages
+from .views import View, flip_instances, show
+
+
+@dataclass
+class ViewBatch:
+    """Views of an image that have one size, as a member sees them."""
+
+    images: ImageList
+    flips: list[bool]
+    weights: list[float]
+
+
+@dataclass(frozen=True)
+class ClassNumbers:
+    """How a member numbers the classes of the answer.
+
+    Attributes:
+        things: the member's class of each thing class of the answer.
+        stuff: the member's label of each stuff label of the answer; empty without a stuff branch.
+    """
+
+    things: list[int]
+    stuff: list[int]
+
+
+class Member(nn.Module):
+    """A model that takes part, in the answer's class numbers and at the answer's size.
+
+    Args:
+        stages: the model.
+        views: how it is shown an image.
+        input_format: the channel order it wants, "BGR" or "RGB".
+        weight: of all its views.
+        numbers: its class numbers; None when they are those of the answer.
+    """
+
+    def __init__(
+        self,
+        stages: Stages,
+        views: Sequence[View],
+        input_format: str,
+        weight: float = 1.0,
+        numbers: ClassNumbers | None = None,
+    ):
+        super().__init__()
+        self.stages = stages
+        self.views = list(views)
+        self.input_format = input_format
+        self.weight = weight
+        self.numbers = numbers
+
+    def batches(self, image: Tensor) -> Iterator[ViewBatch]:
+        """The views of an image (3, H, W), those of one size together, made when they are due."""
+        by_size: dict[tuple[int, ...], list[tuple[Tensor, View]]] = {}
+        for view in self.views:
+            shown = show(view, image)
+            by_size.setdefault(tuple(shown.shape), []).append((shown, view))
+        for group in by_size.values():
+            yield ViewBatch(
+                self.stages.preprocess_image([{"image": shown} for shown, _ in group]),
+                flips=[view.flip for _, view in group],
+                weights=[self.weight * view.weight for _, view in group],
+            )
+
+    def find_candidates(
+        self, features: Any, batch: ViewBatch, size: tuple[int, int]
+    ) -> list[Instances]:
+        """The candidates of each view, as they lie in the original image."""
+        sizes = [size] * len(batch.flips)
+        found = self.stages.find_candidates(features, batch.images.image_sizes, sizes)
+        found = [
+            flip_instances(x) if flip else x for x, flip in zip(found, batch.flips, strict=True)
+        ]
+        if self.numbers is not None:
+            answer_class = torch.tensor(self.numbers.things).argsort()
+            for x in found:
+                x.pred_classes = answer_class.to(x.pred_classes.device)[x.pred_classes]
+        return found
+
+    def stuff_scores(self, features: Any, batch: ViewBatch, size: tuple[int, int]) -> list[Tensor]:
+        """The stuff scores (S, H, W) of each view, as they lie in the original image."""
+        sizes = [size] * len(batch.flips)
+        scores = self.stages.stuff_scores(features, batch.images.image_sizes, sizes)
+        if self.numbers is not None:
+            scores = [x[self.numbers.stuff] for x in scores]
+        return [x.flip(-1) if flip else x for x, flip in zip(scores, batch.flips, strict=True)]
+
+    def predict_masks(self, features: Any, batch: ViewBatch, instances: Instances) -> list[Tensor]:
+        """What each view has as masks (n, M, M) of the instances of the original image."""
+        asked = Instances(instances.image_size, pred_boxes=instances.pred_boxes)
+        asked.pred_classes = instances.pred_classes
+        if self.numbers is not None:
+            own_class = torch.tensor(self.numbers.things, device=asked.pred_classes.device)
+            asked.pred_classes = own_class[asked.pred_classes]
+        seen = [flip_instances(asked) if flip else asked for flip in batch.flips]
+        masks = self.stages.predict_masks(features, seen, batch.images.image_sizes)
+        return [x.flip(-1) if flip else x for x, flip in zip(masks, batch.flips, strict=True)]
