@@ -43,6 +43,7 @@ from official_cases import (
 )
 from torch import Tensor
 
+from spatialflow import Predictor
 from spatialflow.checkpoint.official import OTHER_CATEGORY_ID, other_label
 from spatialflow.data import PanopticMapper
 from spatialflow.data.categories import VOID_LABEL, Categories
@@ -52,6 +53,7 @@ from spatialflow.modeling.detection import AnchorTargets, DensePredictions
 from spatialflow.modeling.mask_head import mask_loss
 from spatialflow.modeling.panoptic import merge_panoptic
 from spatialflow.modeling.stuff_head import stuff_loss
+from spatialflow.multi_view.model import WeightedMean
 
 
 def close(ours, theirs, atol=1e-4, rtol=0.0):
@@ -461,13 +463,10 @@ def test_full_heads(full):
     close(masks[torch.arange(len(masks)), classes], theirs["out/mask_logits_of_label"])
 
 
-def test_full_output(full):
-    """Detections, masks, stuff map and panoptic map from the picture itself."""
-    theirs = full.theirs
-    output = full.predictor(theirs["in/image_bgr_uint8"].numpy())
-    dets, classes = theirs["out/dets_by_score"], theirs["out/labels_by_score"]
-    masks, stuff_map = theirs["out/masks_by_score"], theirs["out/stuff_map_original"].long()
-    ours = output["instances"]
+def assert_detections_are_those_of(part, theirs, ours):
+    """Boxes, scores, classes and masks, recorded under ``part``."""
+    dets, classes = theirs[f"{part}/dets_by_score"], theirs[f"{part}/labels_by_score"]
+    masks = theirs[f"{part}/masks_by_score"]
     # They keep boxes that clipping left without an area.
     nonempty = Boxes(dets[:, :4]).nonempty().nonzero()[:, 0]
     assert len(ours) == len(nonempty)
@@ -481,6 +480,15 @@ def test_full_output(full):
     intersection = (ours.pred_masks & masks[same]).sum(dim=(1, 2))
     union = (ours.pred_masks | masks[same]).sum(dim=(1, 2))
     assert (intersection >= 0.99 * union).all()
+
+
+def test_full_output(full):
+    """Detections, masks, stuff map and panoptic map from the picture itself."""
+    theirs = full.theirs
+    output = full.predictor(theirs["in/image_bgr_uint8"].numpy())
+    assert_detections_are_those_of("out", theirs, output["instances"])
+    dets, classes = theirs["out/dets_by_score"], theirs["out/labels_by_score"]
+    masks, stuff_map = theirs["out/masks_by_score"], theirs["out/stuff_map_original"].long()
     agree(full.label_order[output["sem_seg"].argmax(dim=0)], stuff_map)
 
     # The recording has no panoptic map; merging is compared by test_merge.
@@ -499,6 +507,40 @@ def test_full_output(full):
     assert [(s["isthing"], full.their_category(s)) for s in segments] == [
         (s["isthing"], s["category_id"]) for s in expected_segments
     ]
+
+
+@pytest.mark.parametrize("full", ["full_plain"], indirect=True)
+def test_full_output_of_many_views(full):
+    """Two scales with flip: one NMS, mean masks, mean scores, from the picture itself."""
+    theirs, cfg = full.theirs, full.predictor.cfg.clone()
+    metas = theirs.manifest["aug_metas"]
+    assert [meta["flip"] for meta in metas] == [False, True] * (len(metas) // 2)
+    tta = get_config("released/spatialflow_R_101_DCN_multiscale_20e_tta.yaml")
+    cfg.TEST.AUG = tta.TEST.AUG
+    cfg.MODEL.SPATIALFLOW.STUFF_RESIZE = tta.MODEL.SPATIALFLOW.STUFF_RESIZE
+    # Sizes as recorded: only the shorter side binds.
+    cfg.TEST.AUG.SCALES = [[10 * min(m["img_shape"]), min(m["img_shape"])] for m in metas[::2]]
+    predictor = Predictor(cfg)
+    image = theirs["in/image_bgr_uint8"].numpy()
+    (member,) = predictor.model.members
+    seen = list(member.batches(torch.from_numpy(image[:, :, ::-1].transpose(2, 0, 1).copy())))
+    for batch, number in zip(seen, range(0, len(metas), 2), strict=True):
+        close(batch.images.tensor[:1], theirs[f"aug/in{number}"])
+    output = predictor(image)
+    assert_detections_are_those_of("aug", theirs, output["instances"])
+    labels = full.label_order[output["sem_seg"].argmax(dim=0)]
+    agree(labels, theirs["aug/stuff_map_original"].long())
+
+
+def test_stuff_scores_of_many_views():
+    theirs = recording("stuff_head")
+    head, mean = build_stuff_head(theirs.config), WeightedMean()
+    head.resize = "bilinear"
+    for n, meta in enumerate(theirs.manifest["aug_metas"]):
+        scores = theirs[f"aug/score_maps{n}"][0]
+        scores = head.postprocess(scores, tuple(meta["img_shape"]), tuple(meta["ori_shape"]))
+        mean.add(scores.flip(-1) if meta["flip"] else scores, 1.0)
+    agree(mean.value.argmax(dim=0), theirs["aug/out_stuff_map"].long())
 
 
 @pytest.mark.parametrize("full", ["full_plain"], indirect=True)

@@ -19,7 +19,7 @@ ENSEMBLE = "an ensemble of three models, one of them a cascade of mmdetection's,
 
 R50 = "COCO/spatialflow_R_50_20e"
 R101 = "COCO/spatialflow_R_101_20e"
-DCN = "COCO/spatialflow_R_101_DCN_20e_ms"
+DCN = "COCO/spatialflow_R_101_DCN_20e_ms_tta"
 COCO = "COCO/ablations/"
 CITY = "Cityscapes/ablations/"
 
@@ -55,7 +55,7 @@ ROWS = {
         (
             "SpatialFlow-R101-COCO-M",
             (62.5, 56.6, 66.8),
-            "Cityscapes/spatialflow_R_101_COCO_step_2",
+            "Cityscapes/spatialflow_R_101_COCO_step_2_tta",
         ),
     ],
     "Table IV": [
@@ -138,7 +138,7 @@ ROWS = {
         (
             "+ ResNeXt-101 + SyncBN",
             (47.8, 53.8, 38.7),
-            "COCO/spatialflow_X_101_64x4d_DCN_SyncBN_20e_ms",
+            "COCO/spatialflow_X_101_64x4d_DCN_SyncBN_20e_ms_tta",
         ),
     ],
     "Report Table 3": [

@@ -29,7 +29,8 @@ class Result(NamedTuple):
 
 
 COCO_VAL, COCO_TEST, CITYSCAPES_VAL = "COCO val2017", "COCO test-dev", "Cityscapes val"
-MULTI_SCALE = "published with multi-scale testing"
+MULTI_SCALE = "multi-scale testing"
+FOR_TTA = "trains the weights of the next"
 
 _MAIN = [
     Result(
@@ -68,22 +69,24 @@ _MAIN = [
         (42.9, 49.5, 33.0),
         ("Table I: SpatialFlow",),
     ),
+    Result("COCO/spatialflow_R_101_DCN_20e_ms.yaml", COCO_VAL, note=FOR_TTA),
     Result(
-        "COCO/spatialflow_R_101_DCN_20e_ms.yaml",
+        "COCO/spatialflow_R_101_DCN_20e_ms_tta.yaml",
         COCO_VAL,
         (46.9, 53.0, 37.6),
         ("Report Table 2: + DCN + multi-scale",),
         note=MULTI_SCALE,
     ),
     Result(
-        "COCO/spatialflow_R_101_DCN_20e_ms.yaml",
+        "COCO/spatialflow_R_101_DCN_20e_ms_tta.yaml",
         COCO_TEST,
         (47.9, 54.5, 38.0),
         ("Table II: SpatialFlow",),
         note=MULTI_SCALE,
     ),
+    Result("COCO/spatialflow_X_101_64x4d_DCN_SyncBN_20e_ms.yaml", COCO_VAL, note=FOR_TTA),
     Result(
-        "COCO/spatialflow_X_101_64x4d_DCN_SyncBN_20e_ms.yaml",
+        "COCO/spatialflow_X_101_64x4d_DCN_SyncBN_20e_ms_tta.yaml",
         COCO_VAL,
         (47.8, 53.8, 38.7),
         ("Report Table 2: + ResNeXt-101 + SyncBN",),
@@ -111,8 +114,9 @@ _MAIN = [
         CITYSCAPES_VAL,
         note="for step 2",
     ),
+    Result("Cityscapes/spatialflow_R_101_COCO_step_2.yaml", CITYSCAPES_VAL, note=FOR_TTA),
     Result(
-        "Cityscapes/spatialflow_R_101_COCO_step_2.yaml",
+        "Cityscapes/spatialflow_R_101_COCO_step_2_tta.yaml",
         CITYSCAPES_VAL,
         (62.5, 56.6, 66.8),
         ("Table III: SpatialFlow-R101-COCO-M",),
@@ -202,13 +206,16 @@ _RELEASED = [
     Result("released/spatialflow_R_50_20e.yaml", COCO_VAL, (41.8, 48.3, 31.9), note=_README),
     Result("released/spatialflow_R_101_20e.yaml", COCO_VAL, (43.4, 50.4, 32.8), note=_README),
     Result(
-        "released/spatialflow_R_101_DCN_multiscale_20e.yaml",
+        "released/spatialflow_R_101_DCN_multiscale_20e.yaml", COCO_VAL, note="as the next, plain"
+    ),
+    Result(
+        "released/spatialflow_R_101_DCN_multiscale_20e_tta.yaml",
         COCO_VAL,
         (48.0, 55.0, 37.6),
         note=f"{_README}, {MULTI_SCALE}",
     ),
     Result(
-        "released/spatialflow_R_101_DCN_multiscale_20e.yaml",
+        "released/spatialflow_R_101_DCN_multiscale_20e_tta.yaml",
         COCO_TEST,
         (48.5, 55.5, 37.9),
         note=f"{_README}, {MULTI_SCALE}",
@@ -222,6 +229,8 @@ _OTHERS = [
     Result("camvid/panoptic_fpn_R_50_GN.yaml", "CamVid val"),
     Result("toy/spatialflow_toy.yaml", "toy val", measured=(85.1, 82.8, 87.4)),
     Result("toy/panoptic_fpn_toy.yaml", "toy val"),
+    Result("toy/spatialflow_toy_tta.yaml", "toy val", note=MULTI_SCALE),
+    Result("toy/ensemble_toy.yaml", "toy val", note="the two before together"),
     Result("toy/ablations/naive.yaml", "toy val"),
     Result("toy/ablations/table_5_subnets.yaml", "toy val"),
     Result("toy/ablations/table_5_flows.yaml", "toy val"),
