@@ -79,10 +79,10 @@ def add_spatialflow_config(cfg: CN) -> None:
     # (none: all the same). Without SCALES they are MIN_SIZES and MAX_SIZE, as in Detectron2.
     cfg.TEST.AUG.SCALES = []
     cfg.TEST.AUG.WEIGHTS = []
-    # Models that give one answer together, each {CONFIG: file or name in the model zoo, WEIGHTS:
-    # file, WEIGHT: 1.0, OPTS: [KEY, VALUE, ...]}; the last two may be left out. A member has the
-    # views of TEST.AUG here or, if that is not enabled, those of its own config. With
-    # ONE_AT_A_TIME the members are brought to the device in turn.
+    # Models that give one answer together, each {CONFIG: file, or name in this model zoo or
+    # Detectron2's, WEIGHTS: file, WEIGHT: 1.0, OPTS: [KEY, VALUE, ...]}; the last two may be left
+    # out. A member has the views of TEST.AUG here or, if that is not enabled, those of its own
+    # config. With ONE_AT_A_TIME the members are brought to the device in turn.
     cfg.TEST.ENSEMBLE = CN({"MEMBERS": [], "ONE_AT_A_TIME": False})
 
     # "SGD", as in the papers, or "AdamW", which trains small models from nothing faster.

@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import detectron2.model_zoo
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
@@ -98,7 +99,7 @@ def _parse_member(entry: Any) -> dict[str, Any]:
 
 def _load_member(cfg: CfgNode, entry: Mapping[str, Any]) -> Member:
     name = entry["CONFIG"]
-    own = load_config(name if os.path.isfile(name) else get_config_file(name), entry["OPTS"])
+    own = load_config(_find_config(name), entry["OPTS"])
     own.MODEL.DEVICE = "cpu" if cfg.TEST.ENSEMBLE.ONE_AT_A_TIME else cfg.MODEL.DEVICE
     class_names = _prepare_classes(own)
     model = build_model(own).eval()
@@ -113,6 +114,16 @@ def _load_member(cfg: CfgNode, entry: Mapping[str, Any]) -> Member:
         weight=entry["WEIGHT"],
         numbers=_match_classes(cfg, name, class_names, stages.predicts_stuff),
     )
+
+
+def _find_config(name: str) -> str:
+    """A file, or a name in this project's model zoo or in Detectron2's."""
+    if os.path.isfile(name):
+        return name
+    try:
+        return detectron2.model_zoo.get_config_file(name)
+    except RuntimeError:  # not one of Detectron2's; ours says what it could have been
+        return get_config_file(name)
 
 
 def _prepare_classes(cfg: CfgNode) -> dict[str, list[str]]:

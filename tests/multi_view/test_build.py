@@ -16,7 +16,9 @@ from spatialflow import Predictor
 from spatialflow.config import load_config
 from spatialflow.data import register_coco_panoptic
 from spatialflow.engine import Trainer, launch
+from spatialflow.model_zoo import get_config
 from spatialflow.multi_view import MultiViewModel, load_model, with_views
+from spatialflow.multi_view.build import _find_config, _match_classes, _prepare_classes
 
 TRAIN_NET = Path(__file__).resolve().parents[2] / "train_net.py"
 AUG = ["TEST.AUG.ENABLED", "True", "TEST.AUG.SCALES", "[[160, 128], [120, 96]]"]
@@ -178,6 +180,21 @@ def test_other_classes_are_named(config, member, renamed):
     other["OPTS"] = [*other["OPTS"], *renamed("toy_of_other_names", rename)]
     with pytest.raises(ValueError, match=r"has other \w+ than tiny_val: it lacks .*'zeppelin'"):
         load_model(config("TEST.ENSEMBLE.MEMBERS", [other]))
+
+
+def test_detectron2s_own_configs_take_part_with_things_only():
+    cascade = "Misc/cascade_mask_rcnn_R_50_FPN_3x.yaml"
+    cfg = load_config(_find_config(cascade))
+    names = _prepare_classes(cfg)
+    assert (len(names["things"]), names["stuff"]) == (80, [])
+    assert cfg.MODEL.ROI_HEADS.NUM_CLASSES == 80
+    answer = get_config("COCO/spatialflow_R_50_20e.yaml")
+    assert _match_classes(answer, cascade, names, predicts_stuff=False) is None
+    panoptic = load_config(_find_config("COCO-PanopticSegmentation/panoptic_fpn_R_50_3x.yaml"))
+    names = _prepare_classes(panoptic)
+    assert _match_classes(answer, "Panoptic FPN", names, predicts_stuff=True) is None
+    with pytest.raises(ValueError, match="There is no config 'COCO/spatialflow_R50'; did you mean"):
+        _find_config("COCO/spatialflow_R50")
 
 
 @pytest.mark.parametrize(

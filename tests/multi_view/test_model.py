@@ -99,6 +99,19 @@ def test_plain_and_flip_of_a_flipped_image_are_the_flipped_answer(model, image):
     assert not torch.allclose(plain[0], plain[1].flip(-1), atol=1e-3)
 
 
+def test_views_and_members_are_weighted(model, image):
+    views = [view(weight=3.0), view(48)]
+    first, second = (answer(multi_view(Member(model, [v], "BGR")), image) for v in views)
+    both = multi_view(Member(model, views, "BGR"))
+    mean = (3 * first["sem_seg"] + second["sem_seg"]) / 4
+    torch.testing.assert_close(answer(both, image)["sem_seg"], mean)
+    apart = multi_view(
+        *(Member(model, [v], "BGR", weight) for v, weight in zip(views, (2, 6), strict=True))
+    )
+    mean = (6 * first["sem_seg"] + 6 * second["sem_seg"]) / 12
+    torch.testing.assert_close(answer(apart, image)["sem_seg"], mean)
+
+
 def test_channels_reach_a_member_in_its_order(model, image):
     rgb = multi_view(Member(model, [view()], "RGB"))
     assert_same(answer(rgb, image), answer(model, image.flip(0)))
