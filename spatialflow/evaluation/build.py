@@ -11,6 +11,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, DatasetEvaluators
 from tabulate import tabulate
 
+from .cityscapes import CityscapesInstanceEvaluator, CityscapesSemSegEvaluator
 from .ground_truth import PanopticGroundTruth
 from .instances import PanopticInstanceEvaluator
 from .panoptic import PanopticEvaluator
@@ -28,6 +29,10 @@ _OTHER_COLUMNS = {
     "mask AP75": ("segm", "AP75"),
     "mIoU": ("sem_seg", "mIoU"),
     "fwIoU": ("sem_seg", "fwIoU"),
+    "class IoU": ("sem_seg", "IoU"),
+    "class iIoU": ("sem_seg", "iIoU"),
+    "category IoU": ("sem_seg", "IoU_sup"),
+    "category iIoU": ("sem_seg", "iIoU_sup"),
 }
 
 
@@ -37,7 +42,8 @@ def build_evaluator(
     """What can be measured of this model on this dataset.
 
     On a panoptic dataset: PQ with both segmentation branches, box AP always, mask AP with the
-    thing branch, mIoU with the stuff branch. On a COCO instance dataset: box AP. On Cityscapes: PQ.
+    thing branch, mIoU with the stuff branch; on Cityscapes mask AP and IoU are those of its own
+    scripts. On a COCO instance dataset: box AP.
 
     Args:
         cfg: MODEL.SPATIALFLOW.THING_ON and STUFF_ON are read.
@@ -62,6 +68,11 @@ def build_evaluator(
     if things and stuff:
         evaluators.append(PanopticEvaluator(ground_truth, output_dir))
     if kind == "cityscapes_panoptic_seg":
+        evaluators.append(PanopticInstanceEvaluator(ground_truth, ("bbox",), output_dir))
+        if things:
+            evaluators.append(CityscapesInstanceEvaluator(ground_truth))
+        if stuff:
+            evaluators.append(CityscapesSemSegEvaluator(ground_truth))
         return DatasetEvaluators(evaluators)
     tasks = ("bbox", "segm") if things else ("bbox",)
     if MetadataCatalog.get(dataset_name).get("sem_seg_root"):

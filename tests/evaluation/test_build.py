@@ -113,12 +113,6 @@ def test_separated_coco_uses_the_instances_json(coco_sample, cfg):
     assert results["bbox"]["AP"] == pytest.approx(100)
 
 
-def test_cityscapes_gets_pq(cityscapes, cfg):
-    assert list(evaluate_perfect(build_evaluator(cfg, cityscapes), cityscapes)) == ["panoptic_seg"]
-    cfg.MODEL.SPATIALFLOW.STUFF_ON = False
-    assert evaluate_perfect(build_evaluator(cfg, cityscapes), cityscapes) == {}
-
-
 def test_dataset_of_another_kind(cfg):
     with pytest.raises(ValueError, match=r"voc_2007_val has evaluator_type 'pascal_voc'"):
         build_evaluator(cfg, "voc_2007_val")
