@@ -67,7 +67,7 @@ def _cityscapes(split: str) -> DatasetLayout:
         f"Cityscapes {split}",
         tuple(f"cityscapes/{path}" for path in paths + derived),
         "from cityscapes-dataset.com: unpack leftImg8bit and gtFine into cityscapes/, then run "
-        "csCreatePanopticImgs with CITYSCAPES_DATASET set to that folder",
+        "`python -m spatialflow.data.convert cityscapes`",
     )
 
 

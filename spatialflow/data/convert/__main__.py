@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Sequence
+from dataclasses import fields
 
 from ...errors import exit_on_user_error, reading_user_input
 from ..register import datasets_root
@@ -121,6 +122,12 @@ def _add_pairs(converters: argparse._SubParsersAction) -> None:
         help="PNGs of instance numbers, 0 for none, NAME.png; most pixels decide on the class",
     )
     parser.add_argument(
+        "--no-crowds",
+        dest="crowds",
+        action="store_false",
+        help="take iscrowd 1 in the JSON for 0; CVAT and Datumaro set it on every mask",
+    )
+    parser.add_argument(
         "--void", type=int, nargs="*", default=[255], metavar="V", help="values that are no class"
     )
     parser.add_argument(
@@ -137,9 +144,9 @@ def _add_pairs(converters: argparse._SubParsersAction) -> None:
 
 
 def _run_pairs(args: argparse.Namespace) -> None:
-    keys = ("images", "categories", "semantic", "instances", "instance_pngs", "uncovered")
-    things = tuple(args.things) if args.things else None
-    pairs = Pairs(**{k: getattr(args, k) for k in keys}, void=tuple(args.void), things=things)
+    tuples = {"void": tuple(args.void), "things": tuple(args.things) if args.things else None}
+    others = {f.name: getattr(args, f.name) for f in fields(Pairs) if f.name not in tuples}
+    pairs = Pairs(**others, **tuples)
     _print_register([convert_pairs(pairs, args.output, args.workers)])
 
 

@@ -49,6 +49,7 @@ class Pairs:
         void: values of the semantic PNGs that are no category.
         uncovered: one of :data:`spatialflow.data.convert.compose.UNCOVERED`.
         things: names of the things, where the categories have no ``isthing``; or None.
+        crowds: heed ``iscrowd`` of the instances JSON. Annotation tools set it on every mask.
     """
 
     images: str
@@ -59,6 +60,7 @@ class Pairs:
     void: tuple[int, ...] = (255,)
     uncovered: str = "crowd"
     things: tuple[str, ...] | None = None
+    crowds: bool = True
 
 
 def convert_pairs(pairs: Pairs, output: str, workers: int) -> Dataset:
@@ -82,7 +84,8 @@ def convert_pairs(pairs: Pairs, output: str, workers: int) -> Dataset:
             pngs, f"{kind} PNG", "Every image NAME.jpg needs one with its name, NAME.png."
         )
     output = os.path.normpath(output)
-    dataset = Dataset(os.path.basename(output), pairs.images, output, f"{output}.json")
+    name = "_".join(Path(output).absolute().parts[-2:])
+    dataset = Dataset(name, pairs.images, output, f"{output}.json")
     write_dataset(dataset, categories, jobs, partial(_convert, categories=categories), workers)
     return dataset
 
@@ -173,6 +176,7 @@ def _job(pairs: Pairs, name: str, entry: dict[str, Any], categories: Categories)
         "instances": pairs.instances,
         "void": pairs.void,
         "uncovered": pairs.uncovered,
+        "crowds": pairs.crowds,
         "categories": categories_json(categories),
     }
     return Job(f"{stem}.png", tuple(paths.values()), details)
@@ -252,15 +256,18 @@ def _read_masks(job: Job, size: tuple[int, int], categories: Categories) -> list
             pixels = _decode(a["segmentation"], size)
         except Exception as e:  # pycocotools raises errors of many kinds
             raise ValueError(f"{where}: the segmentation cannot be read: {e}") from e
-        masks.append(_Mask(a["category_id"], a["iscrowd"], pixels))
+        iscrowd = a["iscrowd"] if job.details["crowds"] else 0
+        masks.append(_Mask(a["category_id"], iscrowd, pixels))
     return sorted(masks, key=lambda m: (not m.iscrowd, -int(m.pixels.sum())))
 
 
 def _decode(segmentation: Any, size: tuple[int, int]) -> np.ndarray:
     """(H, W) bool from polygons, or from an RLE, compressed or not."""
     if isinstance(segmentation, list):
-        bad = [p for p in segmentation if not isinstance(p, list) or len(p) < 6 or len(p) % 2]
-        if bad or not segmentation:  # four numbers would be taken for a box
+        if not segmentation:
+            raise ValueError("it has no polygon. A box alone has no pixels; remove it")
+        if any(not isinstance(p, list) or len(p) < 6 or len(p) % 2 for p in segmentation):
+            # pycocotools would take four numbers for a box.
             raise ValueError("a polygon has three points or more, x and y in turn")
         rle = mask_util.merge(mask_util.frPyObjects(segmentation, *size))
     else:

@@ -190,6 +190,15 @@ def test_smaller_instances_are_on_top_and_crowds_below(root, capsys):
     assert "1 instances left out, since smaller ones hide them" in capsys.readouterr().out
 
 
+def test_crowds_that_are_none(root):
+    """What CVAT exports: masks as RLE, all of them with iscrowd 1."""
+    runs = {"size": [20, 30], "counts": [25 * 20 + 8, 6, 86]}
+    path = write_instances(root, [{"category_id": CAR, "segmentation": runs, "iscrowd": 1}])
+    for crowds in (True, False):
+        _, crowd = maps(convert(root, instances=path, uncovered="void", crowds=crowds))
+        assert crowd.sum() == 6 * crowds
+
+
 def test_an_instances_json_alone_with_stuff_in_it(root):
     instances = write_instances(
         root,
@@ -223,7 +232,7 @@ def test_an_export_of_polygons_without_kinds_of_categories(root, capsys):
     command = ["pairs", "--images", str(root / "images"), "--instances", path, "--workers", "1"]
     main([*command, "--categories", path, "--things", "car", "--output", folder])
     out = capsys.readouterr().out
-    assert f'- ["panoptic", "{root}/images", "{folder}", "{folder}.json"]' in out
+    assert f'- ["out_panoptic", "{root}/images", "{folder}", "{folder}.json"]' in out
     dataset = Dataset("panoptic", str(root / "images"), folder, f"{folder}.json")
     classes, _ = maps(dataset)
     assert (classes[14:] == 0).all()
@@ -392,7 +401,7 @@ def test_wrong_files_are_named(root, damage, message):
     [
         ({"category_id": 77, "segmentation": box(1, 1, 5, 5)}, "annotation 1 has category_id 77"),
         ({"category_id": CAR, "segmentation": [[1, 1, 5, 5]]}, "three points or more"),
-        ({"category_id": CAR, "segmentation": []}, "three points or more"),
+        ({"category_id": CAR, "segmentation": []}, "it has no polygon. A box alone"),
         ({"category_id": CAR, "segmentation": {"size": [9, 9], "counts": [81]}}, r"size is \[9, 9"),
         ({"category_id": CAR, "segmentation": [["x"] * 6]}, "annotation 1: the segmentation"),
         ({"category_id": CAR, "segmentation": None}, "annotation 1: the segmentation cannot"),
