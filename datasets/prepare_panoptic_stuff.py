@@ -9,7 +9,6 @@ void. All other datasets are read from the panoptic annotation directly and need
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import os
 from typing import Any
 
@@ -18,6 +17,7 @@ from detectron2.data import MetadataCatalog
 from tqdm import tqdm
 
 from spatialflow.data import dataset_categories, load_coco_panoptic
+from spatialflow.data.parallel import in_parallel
 from spatialflow.data.targets import index_map, read_panoptic_png, stuff_labels
 from spatialflow.errors import exit_on_user_error, reading_user_input
 
@@ -43,10 +43,9 @@ def prepare(name: str, workers: int) -> None:
     )
     os.makedirs(metadata.sem_seg_root, exist_ok=True)
     jobs = [(d["pan_seg_file_name"], d["segments_info"], metadata.sem_seg_root) for d in dicts]
-    with multiprocessing.Pool(workers) as pool:
-        done = pool.imap_unordered(_write_labels, jobs, chunksize=16)
-        for _ in tqdm(done, desc=name, total=len(jobs), unit="image"):
-            pass
+    done = in_parallel(_write_labels, jobs, workers)
+    for _ in tqdm(done, desc=name, total=len(jobs), unit="image"):
+        pass
 
 
 def _write_labels(job: tuple[str, list[dict[str, Any]], str]) -> None:

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 
-import cv2
 from tqdm import tqdm
 
 from ..categories import Category
 from ..coco_panoptic import read_panoptic_lists
+from ..parallel import in_parallel
 from ..register import PanopticFiles
 from .entries import Pair, check_categories, check_entries
 from .files import Outcome, check_pair
@@ -56,16 +55,11 @@ def check_dataset(files: PanopticFiles, workers: int = 1, progress: bool = False
 
 def _outcomes(pairs: list[Pair], files: PanopticFiles, workers: int) -> Iterator[Outcome]:
     check = partial(check_pair, image_root=files.image_root, panoptic_root=files.panoptic_root)
-    if workers <= 1:
-        yield from map(check, pairs)
-        return
-    # The workers take all cores; OpenCV need not have threads of its own in each.
-    with ProcessPoolExecutor(workers, initializer=cv2.setNumThreads, initargs=(0,)) as pool:
-        try:
-            yield from pool.map(check, pairs, chunksize=8)
-        except BrokenProcessPool as e:  # killed for its memory, or a decoder crashed
-            message = f"{e} The images after it were not checked; --workers 1 shows which it was."
-            yield Outcome([Problem("check_failed", "a worker process", message)])
+    try:
+        yield from in_parallel(check, pairs, workers)
+    except BrokenProcessPool as e:  # killed for its memory, or a decoder crashed
+        message = f"{e} The images after it were not checked; --workers 1 shows which it was."
+        yield Outcome([Problem("check_failed", "a worker process", message)])
 
 
 def _add_outcomes(

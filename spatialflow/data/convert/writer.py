@@ -12,7 +12,6 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,7 +19,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from panopticapi.utils import id2rgb
 from PIL import Image, PngImagePlugin
@@ -28,6 +26,7 @@ from tqdm import tqdm
 
 from ... import __version__
 from ..categories import OTHER, Categories
+from ..parallel import in_parallel
 from ..targets import measure_segments
 
 _DIGEST, _ENTRY = "spatialflow-digest", "spatialflow-entry"  # keywords of the texts in a PNG
@@ -93,10 +92,14 @@ def write_dataset(
     """
     os.makedirs(dataset.panoptic_root, exist_ok=True)
     convert_one = partial(_convert_one, convert=convert, folder=dataset.panoptic_root)
-    done = tqdm(
-        _in_parallel(convert_one, jobs, workers), desc=dataset.name, total=len(jobs), unit="image"
-    )
-    entries = list(done)
+    results = in_parallel(convert_one, jobs, workers)
+    try:
+        entries = list(tqdm(results, desc=dataset.name, total=len(jobs), unit="image"))
+    except BrokenProcessPool as e:
+        raise OSError(
+            "A worker process died, perhaps for want of memory. Run the command again with fewer "
+            "--workers; what is finished is kept."
+        ) from e
     content = {
         "images": [e["image"] for e in entries],
         "annotations": [e["annotation"] for e in entries],
@@ -240,22 +243,3 @@ def _measured(converted: Converted) -> list[dict[str, Any]]:
         for s in converted.segments
         if s["id"] in measured
     ]
-
-
-def _in_parallel(
-    function: Callable[[Job], dict[str, Any]], jobs: Sequence[Job], workers: int
-) -> Iterator[dict[str, Any]]:
-    if workers <= 1:
-        yield from map(function, jobs)
-        return
-    # The workers take all cores; OpenCV need not have threads of its own in each.
-    pool = ProcessPoolExecutor(workers, initializer=cv2.setNumThreads, initargs=(0,))
-    try:
-        yield from pool.map(function, jobs, chunksize=4)
-    except BrokenProcessPool as e:
-        raise OSError(
-            "A worker process died, perhaps for want of memory. Run the command again with fewer "
-            "--workers; what is finished is kept."
-        ) from e
-    finally:
-        pool.shutdown(cancel_futures=True)

@@ -1,0 +1,52 @@
+"""Work on many files in several processes."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import connection
+from typing import TypeVar
+
+import cv2
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
+
+
+def in_parallel(
+    function: Callable[[Job], Result], jobs: Sequence[Job], workers: int
+) -> Iterator[Result]:
+    """Results of a function in the order of the jobs.
+
+    Args:
+        function: can be pickled, like jobs and results, when there are several workers.
+        jobs: what it is called with.
+        workers: number of processes; with 1, this one does the work.
+
+    Raises:
+        BrokenProcessPool: a process died, for instance for want of memory.
+        Exception: whatever the function raises; what is not begun by then, is left.
+    """
+    if workers <= 1:
+        yield from map(function, jobs)
+        return
+    pool = ProcessPoolExecutor(workers, initializer=_start_worker)
+    try:
+        yield from pool.map(function, jobs, chunksize=4)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _start_worker() -> None:
+    # The workers take all cores; OpenCV need not have threads of its own in each.
+    cv2.setNumThreads(0)
+    # Without this, the workers of a process that is killed would wait for it for ever.
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    connection.wait([multiprocessing.parent_process().sentinel])
+    os._exit(1)
