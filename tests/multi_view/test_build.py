@@ -8,9 +8,11 @@ from pathlib import Path
 import cv2
 import pytest
 import torch
+import torch.distributed as dist
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
 from tiny_runs import CONFIG, tiny_config, tiny_overrides
+from torch.nn.parallel import DistributedDataParallel
 
 from spatialflow import Predictor
 from spatialflow.config import load_config
@@ -106,6 +108,16 @@ def test_training_evaluates_with_the_views(config):
     assert with_views(config(), model) is model
 
 
+def test_the_model_of_a_training_process_is_found_in_its_wrapper(config):
+    cfg = config(*AUG)
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        wrapped = DistributedDataParallel(build_model(cfg))
+        assert with_views(cfg, wrapped).members[0].stages is wrapped.module
+    finally:
+        dist.destroy_process_group()
+
+
 def test_an_ensemble_of_one_is_that_one(config, member):
     alone = scores(config())
     assert scores(config("TEST.ENSEMBLE.MEMBERS", [member("0")])) == alone
@@ -132,9 +144,11 @@ def test_other_architectures_take_part(config, member, toy_datasets, in_turn):
 
 def test_views_of_members_are_their_own_unless_the_ensemble_has_some(config, member):
     own = member("1")
-    own["OPTS"] = [*own["OPTS"], *AUG]
+    own["OPTS"] = [*own["OPTS"], *AUG, "INPUT.FORMAT", "RGB"]
     members = ["TEST.ENSEMBLE.MEMBERS", [member("0"), own]]
-    assert [len(m.views) for m in load_model(config(*members)).members] == [1, 4]
+    model = load_model(config(*members))
+    assert [len(m.views) for m in model.members] == [1, 4]
+    assert [m.input_format for m in model.members] == ["BGR", "RGB"]
     views = ["TEST.AUG.ENABLED", True, "TEST.AUG.SCALES", [[160, 128]]]
     assert [len(m.views) for m in load_model(config(*members, *views)).members] == [2, 2]
 
