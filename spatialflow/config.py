@@ -73,6 +73,9 @@ def add_spatialflow_config(cfg: CN) -> None:
     # Write each evaluation's panoptic predictions as COCO panoptic results, PNGs and JSON, into
     # OUTPUT_DIR/inference/<dataset>/, with a dataset.json that names the ground truth.
     cfg.TEST.SAVE_PREDICTIONS = False
+    # Write what the merge starts from there too, for python -m spatialflow.evaluation.sweep,
+    # .explain and .submission.
+    cfg.TEST.SAVE_RAW_OUTPUTS = False
 
     # Test-time augmentation, with Detectron2's TEST.AUG.ENABLED and FLIP: the scales, each [longer
     # side, shorter side] in pixels, and their weights in the means of masks and stuff scores

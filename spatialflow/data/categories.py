@@ -118,6 +118,17 @@ class Categories:
         """Stuff labels that stand for things: [0] or, on Cityscapes, those of the thing classes."""
         return [label for label, c in enumerate(self.stuff) if c.isthing]
 
+    def as_json(self) -> list[dict[str, Any]]:
+        """``id``, ``name`` and ``isthing`` (0 or 1) of the dataset's categories, in ascending id.
+
+        They are the entries of ``categories`` in a panoptic JSON; 'other' is not among them.
+        """
+        by_id = {c.id: c for c in (*self.things, *self.stuff)}
+        return [
+            {"id": i, "name": by_id[i].name, "isthing": int(by_id[i].isthing)}
+            for i in sorted(self.segment_classes)
+        ]
+
     def as_metadata(self) -> dict[str, Any]:
         """Metadata that names the model's classes and labels, for registration and drawing.
 

@@ -153,9 +153,14 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
-        """What can be measured on the dataset; TEST.SAVE_PREDICTIONS also writes what is."""
+        """What can be measured; TEST.SAVE_PREDICTIONS and SAVE_RAW_OUTPUTS also write."""
         folder = os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name)
-        return build_evaluator(cfg, dataset_name, folder if cfg.TEST.SAVE_PREDICTIONS else None)
+        return build_evaluator(
+            cfg,
+            dataset_name,
+            output_dir=folder if cfg.TEST.SAVE_PREDICTIONS else None,
+            raw_dir=folder if cfg.TEST.SAVE_RAW_OUTPUTS else None,
+        )
 
     @classmethod
     def test(cls, cfg: CfgNode, model: nn.Module, evaluators=None) -> dict:

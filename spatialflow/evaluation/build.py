@@ -11,10 +11,13 @@ from detectron2.data import MetadataCatalog
 from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, DatasetEvaluators
 from tabulate import tabulate
 
+from spatialflow.modeling.panoptic import MergeSettings
+
 from .cityscapes import CityscapesInstanceEvaluator, CityscapesSemSegEvaluator
 from .ground_truth import PanopticGroundTruth
 from .instances import PanopticInstanceEvaluator
 from .panoptic import PanopticEvaluator
+from .raw_outputs import RawOutputWriter
 from .semantic import PanopticSemSegEvaluator
 
 logger = logging.getLogger(__name__)
@@ -37,7 +40,7 @@ _OTHER_COLUMNS = {
 
 
 def build_evaluator(
-    cfg: CfgNode, dataset_name: str, output_dir: str | None = None
+    cfg: CfgNode, dataset_name: str, output_dir: str | None = None, raw_dir: str | None = None
 ) -> DatasetEvaluators:
     """What can be measured of this model on this dataset.
 
@@ -49,6 +52,7 @@ def build_evaluator(
         cfg: MODEL.SPATIALFLOW.THING_ON and STUFF_ON are read.
         dataset_name: a registered dataset.
         output_dir: where to write the predictions; None: they are not written.
+        raw_dir: where to write what the merge starts from, with both segmentation branches.
 
     Raises:
         FileNotFoundError: the dataset's JSON is not there.
@@ -67,6 +71,9 @@ def build_evaluator(
     evaluators: list[DatasetEvaluator] = []
     if things and stuff:
         evaluators.append(PanopticEvaluator(ground_truth, output_dir))
+        if raw_dir is not None:
+            settings = MergeSettings.from_config(cfg)
+            evaluators.append(RawOutputWriter(raw_dir, ground_truth, settings))
     if kind == "cityscapes_panoptic_seg":
         evaluators.append(PanopticInstanceEvaluator(ground_truth, ("bbox",), output_dir))
         if things:

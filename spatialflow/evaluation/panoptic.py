@@ -42,11 +42,7 @@ class PanopticEvaluator(DatasetEvaluator):
         self._dataset_ids = {
             (c.isthing, c.category_id): i for i, c in categories.segment_classes.items()
         }
-        by_id = {c.id: c for c in (*categories.things, *categories.stuff)}
-        self._categories = [
-            {"id": i, "name": by_id[i].name, "isthing": int(by_id[i].isthing)}
-            for i in sorted(categories.segment_classes)
-        ]
+        self._categories = categories.as_json()
         self.reset()
 
     def reset(self) -> None:
