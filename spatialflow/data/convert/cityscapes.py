@@ -25,8 +25,9 @@ from ..targets import read_panoptic_png
 from .writer import Converted, Dataset, Job, replacing, require_files, write_dataset
 
 SPLITS = ("train", "val")
-_POLYGONS, _INSTANCES, _TRAIN_IDS = (
-    f"_gtFine_{ending}" for ending in ("polygons.json", "instanceIds.png", "labelTrainIds.png")
+_POLYGONS = "_gtFine_polygons.json"
+_INSTANCES, _LABELS, _TRAIN_IDS = (
+    f"_gtFine_{kind}.png" for kind in ("instanceIds", "labelIds", "labelTrainIds")
 )
 _ADVICE = (
     "Unpack leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip of cityscapes-dataset.com in "
@@ -38,7 +39,8 @@ def convert_cityscapes(root: str, splits: Sequence[str], workers: int) -> list[D
     """Write the panoptic PNGs and JSONs below ``gtFine``, and the stuff labels beside the polygons.
 
     The stuff labels, ``*_labelTrainIds.png``, have the 19 classes of the evaluation and 255.
-    ``*_instanceIds.png`` are written where they are missing.
+    ``*_instanceIds.png`` and ``*_labelIds.png``, which evaluation needs, come with the download
+    and are written where they are missing.
 
     Raises:
         FileNotFoundError: a folder or file is not there.
@@ -97,6 +99,8 @@ def _convert(job: Job) -> Converted:
             # What it returns has a mode that Pillow no longer saves.
             instances = np.asarray(createInstanceImage(annotation, "ids")).astype(np.uint16)
             _save(Image.fromarray(instances), stem + _INSTANCES)
+        if not os.path.isfile(stem + _LABELS):
+            _save(createLabelImage(annotation, "ids"), stem + _LABELS)
         _save(createLabelImage(annotation, "trainIds"), stem + _TRAIN_IDS)
         return _panoptic(stem + _INSTANCES, job.details["split"])
 

@@ -101,6 +101,17 @@ def test_stuff_labels_have_the_19_classes(root):
     assert len(dataset_categories("cityscapes_fine_panoptic_train").stuff) == 19
 
 
+def test_labels_for_the_evaluation_are_written_where_they_are_missing(root):
+    folder = root / "gtFine" / "train"
+    given = folder / "ulm" / f"{ID.format('ulm')}_gtFine_labelIds.png"
+    given.write_bytes(b"from the download")
+    convert(root)
+    assert given.read_bytes() == b"from the download"
+    written = folder / "aachen" / f"{ID.format('aachen')}_gtFine_labelIds.png"
+    labels = np.asarray(Image.open(written))
+    assert labels[[0, 15, 19, 9, 2], [0, 0, 0, 5, 20]].tolist() == [23, 7, 1, 26, 24]
+
+
 def test_detectron2_loads_it(root):
     convert(root)
     dicts = DatasetCatalog.get("cityscapes_fine_panoptic_train")
