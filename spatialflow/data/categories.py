@@ -11,9 +11,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from detectron2.data import Metadata
+if TYPE_CHECKING:  # what only reads files shall not load torch
+    from detectron2.data import Metadata
 
 VOID_LABEL = 255
 """Stuff label of pixels that are not annotated."""
@@ -119,14 +120,16 @@ class Categories:
         return [label for label, c in enumerate(self.stuff) if c.isthing]
 
     def as_json(self) -> list[dict[str, Any]]:
-        """``id``, ``name`` and ``isthing`` (0 or 1) of the dataset's categories, in ascending id.
+        """The dataset's categories as entries of ``categories`` in a panoptic JSON.
 
-        They are the entries of ``categories`` in a panoptic JSON; 'other' is not among them.
+        They have ``id``, ``name``, ``isthing`` (0 or 1) and ``color``, and are in ascending id;
+        'other' is not among them.
         """
         by_id = {c.id: c for c in (*self.things, *self.stuff)}
         return [
-            {"id": i, "name": by_id[i].name, "isthing": int(by_id[i].isthing)}
-            for i in sorted(self.segment_classes)
+            {"id": i, "name": c.name, "isthing": int(c.isthing), "color": list(c.color)}
+            for i, c in sorted(by_id.items())
+            if i != OTHER.id
         ]
 
     def as_metadata(self) -> dict[str, Any]:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import os
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -32,7 +31,8 @@ from spatialflow.checkpoint.checkpointer import atomic_write
 from spatialflow.data import build_test_loader, build_train_loader
 from spatialflow.engine.hooks import BestCheckpointer, FiniteLossGuard
 from spatialflow.errors import reading_user_input
-from spatialflow.evaluation import build_evaluator, format_results
+from spatialflow.evaluation import build_evaluator, format_comparison, format_results
+from spatialflow.evaluation.tables import without_nan, write_csv
 from spatialflow.modeling.class_layers import is_class_layer
 from spatialflow.multi_view import with_views
 
@@ -164,7 +164,10 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def test(cls, cfg: CfgNode, model: nn.Module, evaluators=None) -> dict:
-        """Evaluate on DATASETS.TEST, log the tables and write ``OUTPUT_DIR/results.json``.
+        """Evaluate on DATASETS.TEST, log a table, write ``results.json`` and ``results.csv``.
+
+        Both files are in OUTPUT_DIR; the CSV has a row for each number, see
+        :func:`spatialflow.evaluation.write_csv`. Several datasets share one table.
 
         Returns:
             Results as Detectron2 has them, ``{task: {metric: value}}``; one such dict a dataset
@@ -173,12 +176,14 @@ class Trainer(DefaultTrainer):
         results = super().test(cfg, with_views(cfg, model), evaluators)
         names = cfg.DATASETS.TEST
         if comm.is_main_process() and names:
-            by_name = {names[0]: results} if len(names) == 1 else results
-            for name, result in by_name.items():
-                logging.getLogger(__name__).info(f"{name}\n\n{format_results(result)}\n")
+            alone = len(names) == 1
+            by_name = {names[0]: results} if alone else results
+            text = format_results(results) if alone else format_comparison(by_name)
+            logging.getLogger(__name__).info(f"{', '.join(names)}\n\n{text}\n")
             os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
             with atomic_write(os.path.join(cfg.OUTPUT_DIR, "results.json"), "w") as f:
-                json.dump(_without_nan(by_name), f, indent=2)
+                json.dump(without_nan(by_name), f, indent=2)
+            write_csv(os.path.join(cfg.OUTPUT_DIR, "results.csv"), by_name)
         return results
 
 
@@ -214,10 +219,3 @@ def _with_seed(cfg: CfgNode, seed: int) -> CfgNode:
     cfg.SEED = seed
     cfg.freeze()
     return cfg
-
-
-def _without_nan(results: Any) -> Any:
-    """JSON has no NaN: what could not be measured becomes null."""
-    if isinstance(results, Mapping):
-        return {key: _without_nan(value) for key, value in results.items()}
-    return None if math.isnan(results) else results

@@ -1,19 +1,33 @@
-"""Evaluation: the evaluators that a dataset gets, and the measures behind them."""
+"""Evaluation: the evaluators that a dataset gets, and the measures behind them.
 
-from .build import build_evaluator, format_results
-from .ground_truth import PanopticGroundTruth
-from .instances import PanopticInstanceEvaluator
-from .panoptic import PanopticEvaluator
-from .panoptic_quality import PanopticCounts, match_segments
-from .semantic import PanopticSemSegEvaluator
+What stands in ``__all__`` is imported when it is first used: scoring files needs no torch.
+"""
 
-__all__ = [
-    "PanopticCounts",
-    "PanopticEvaluator",
-    "PanopticGroundTruth",
-    "PanopticInstanceEvaluator",
-    "PanopticSemSegEvaluator",
-    "build_evaluator",
-    "format_results",
-    "match_segments",
-]
+from __future__ import annotations
+
+from importlib import import_module
+
+_HOMES = {
+    "PanopticCounts": "panoptic_quality",
+    "PanopticEvaluator": "panoptic",
+    "PanopticGroundTruth": "ground_truth",
+    "PanopticInstanceEvaluator": "instances",
+    "PanopticSemSegEvaluator": "semantic",
+    "build_evaluator": "build",
+    "format_comparison": "tables",
+    "format_results": "tables",
+    "match_segments": "panoptic_quality",
+    "write_csv": "tables",
+}
+
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str):
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

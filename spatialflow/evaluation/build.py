@@ -1,15 +1,12 @@
-"""The evaluators that a dataset and a model get, and their results as tables."""
+"""The evaluators that a dataset and a model get."""
 
 from __future__ import annotations
 
 import logging
-import math
-from collections.abc import Mapping
 
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, DatasetEvaluators
-from tabulate import tabulate
 
 from spatialflow.modeling.panoptic import MergeSettings
 
@@ -21,22 +18,6 @@ from .raw_outputs import RawOutputWriter
 from .semantic import PanopticSemSegEvaluator
 
 logger = logging.getLogger(__name__)
-
-_PQ_ROWS = {"All": "", "Things": "_th", "Stuff": "_st"}
-_OTHER_COLUMNS = {
-    "box AP": ("bbox", "AP"),
-    "box AP50": ("bbox", "AP50"),
-    "box AP75": ("bbox", "AP75"),
-    "mask AP": ("segm", "AP"),
-    "mask AP50": ("segm", "AP50"),
-    "mask AP75": ("segm", "AP75"),
-    "mIoU": ("sem_seg", "mIoU"),
-    "fwIoU": ("sem_seg", "fwIoU"),
-    "class IoU": ("sem_seg", "IoU"),
-    "class iIoU": ("sem_seg", "iIoU"),
-    "category IoU": ("sem_seg", "IoU_sup"),
-    "category iIoU": ("sem_seg", "iIoU_sup"),
-}
 
 
 def build_evaluator(
@@ -92,42 +73,7 @@ def build_evaluator(
     return DatasetEvaluators(evaluators)
 
 
-def format_results(results: Mapping[str, Mapping[str, float]]) -> str:
-    """Tables of one dataset's results: PQ, SQ, RQ, then AP and IoU, as far as they are there.
-
-    Args:
-        results: what ``build_evaluator(...).evaluate()`` returns in the main process.
-
-    Returns:
-        Text for a terminal; "-" stands for what could not be measured (NaN).
-    """
-    tables = []
-    if "panoptic_seg" in results:
-        metrics = results["panoptic_seg"]
-        rows = [
-            [group, *(_shown(metrics[key + suffix]) for key in ("PQ", "SQ", "RQ"))]
-            for group, suffix in _PQ_ROWS.items()
-        ]
-        tables.append(_table(rows, ["", "PQ", "SQ", "RQ"]))
-    others = {
-        column: _shown(results[task][metric])
-        for column, (task, metric) in _OTHER_COLUMNS.items()
-        if metric in results.get(task, {})
-    }
-    if others:
-        tables.append(_table([list(others.values())], list(others)))
-    return "\n\n".join(tables) or "Nothing was evaluated."
-
-
 def _coco_evaluator(
     dataset_name: str, tasks: tuple[str, ...], output_dir: str | None
 ) -> COCOEvaluator:
     return COCOEvaluator(dataset_name, tasks, output_dir=output_dir, use_fast_impl=False)
-
-
-def _shown(value: float) -> str:
-    return "-" if math.isnan(value) else f"{value:.2f}"
-
-
-def _table(rows: list[list[str]], headers: list[str]) -> str:
-    return tabulate(rows, headers, tablefmt="pipe", disable_numparse=True, stralign="right")

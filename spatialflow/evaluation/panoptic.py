@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 from collections.abc import Hashable, Mapping, Sequence
 
@@ -18,7 +19,7 @@ from .panoptic_quality import GROUPS, PanopticCounts, SegmentMatches, match_segm
 
 logger = logging.getLogger(__name__)
 
-_SUFFIXES = dict(zip(GROUPS, ("", "_th", "_st"), strict=True))
+_PQ_KEYS = dict(zip(GROUPS, ("PQ", "PQ_th", "PQ_st"), strict=True))
 
 
 class PanopticEvaluator(DatasetEvaluator):
@@ -73,8 +74,7 @@ class PanopticEvaluator(DatasetEvaluator):
 
         Returns:
             In the main process ``{"panoptic_seg": metrics}``, None in the others. The metrics are
-            PQ, SQ, RQ (all), PQ_th ... (things), PQ_st ... (stuff) and PQ-<class>, in percent; NaN
-            where no class occurs, that is, where there is nothing to measure.
+            those of :meth:`PanopticCounts.metrics`.
         """
         comm.synchronize()
         parts = comm.gather((self._counts, self._num_images, self._wrong_areas, self._written))
@@ -87,7 +87,9 @@ class PanopticEvaluator(DatasetEvaluator):
         self._warn_of_areas([areas for *_, areas, _ in parts if areas[0]])
         if self._output_dir is not None:
             self._write_lists([a for *_, written in parts for a in written])
-        return {"panoptic_seg": self._metrics(counts.results())}
+        metrics = counts.metrics()
+        self._warn_of_nothing(metrics)
+        return {"panoptic_seg": metrics}
 
     def _process_one(self, image_id: Hashable, id_map: np.ndarray, segments: Sequence) -> None:
         truth = self._ground_truth.load(image_id)
@@ -166,20 +168,10 @@ class PanopticEvaluator(DatasetEvaluator):
                 f"from the PNGs, whose pixels are what counts here; {wrong[0][1]}."
             )
 
-    def _metrics(self, results: dict) -> dict[str, float]:
-        metrics = {
-            f"{key.upper()}{suffix}": 100 * results[group][key]
-            for group, suffix in _SUFFIXES.items()
-            for key in ("pq", "sq", "rq")
-        }
-        empty = [group for group in GROUPS if results[group]["n"] == 0]
+    def _warn_of_nothing(self, metrics: Mapping[str, float]) -> None:
+        empty = [group for group, key in _PQ_KEYS.items() if math.isnan(metrics[key])]
         if empty:
             logger.warning(
                 f"{self._ground_truth.name}: no class of {', '.join(empty)} occurs in ground truth "
                 "or prediction of the evaluated images; PQ, SQ and RQ are NaN there."
             )
-        for category in self._categories:
-            row = results["per_class"][category["id"]]
-            occurs = row["tp"] + row["fp"] + row["fn"] > 0
-            metrics[f"PQ-{category['name']}"] = 100 * row["pq"] if occurs else float("nan")
-        return metrics

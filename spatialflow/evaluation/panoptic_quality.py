@@ -19,6 +19,8 @@ import numpy as np
 VOID = 0
 GROUPS: dict[str, bool | None] = {"All": None, "Things": True, "Stuff": False}
 """Name of each average, and which ``isthing`` its categories have (None: any)."""
+QUALITIES = ("PQ", "SQ", "RQ")
+_SUFFIXES = dict(zip(GROUPS, ("", "_th", "_st"), strict=True))
 
 
 @dataclass(frozen=True)
@@ -174,17 +176,10 @@ class PanopticCounts:
             the ground truth or a false positive. Where it is 0 the three averages are NaN (not
             measured). A category that does not occur has 0 throughout.
         """
-        iou, tp, fp, fn = self.table.T
-        total = tp + 0.5 * fp + 0.5 * fn
-        occurs = total > 0
-        qualities = np.zeros((len(self.categories), 3))  # pq, sq, rq
-        np.divide(iou, total, out=qualities[:, 0], where=occurs)
-        np.divide(iou, tp, out=qualities[:, 1], where=tp > 0)
-        np.divide(tp, total, out=qualities[:, 2], where=occurs)
-        isthing = np.array([bool(c["isthing"]) for c in self.categories], dtype=bool)
+        qualities, _ = class_qualities(self.table)
         results: dict = {
-            name: _average(qualities[occurs & (True if group is None else isthing == group)])
-            for name, group in GROUPS.items()
+            name: dict(zip(("pq", "sq", "rq"), mean.tolist(), strict=True)) | {"n": int(n)}
+            for name, (mean, n) in group_averages(self.table, self.categories).items()
         }
         results["per_class"] = {
             category["id"]: dict(zip(("pq", "sq", "rq"), quality, strict=True))
@@ -195,6 +190,24 @@ class PanopticCounts:
         }
         return results
 
+    def metrics(self) -> dict[str, float]:
+        """What :meth:`results` has, in percent, as Detectron2 names it.
+
+        Returns:
+            PQ, SQ, RQ (all), PQ_th ... (things), PQ_st ... (stuff) and PQ-<class>; NaN where no
+            class occurs, that is, where there is nothing to measure.
+        """
+        metrics = {
+            f"{key}{_SUFFIXES[group]}": value
+            for group, (mean, _) in group_averages(self.table, self.categories).items()
+            for key, value in zip(QUALITIES, (100 * mean).tolist(), strict=True)
+        }
+        qualities, occurs = class_qualities(self.table)
+        pq = np.where(occurs, 100 * qualities[:, 0], np.nan).tolist()
+        for category, value in zip(self.categories, pq, strict=True):
+            metrics[f"PQ-{category['name']}"] = value
+        return metrics
+
     def _rows_of(self, category_ids: np.ndarray, side: str) -> np.ndarray:
         unknown = sorted(set(category_ids.tolist()) - self._rows.keys())
         if unknown:
@@ -202,10 +215,48 @@ class PanopticCounts:
         return np.array([self._rows[i] for i in category_ids.tolist()], dtype=np.int64)
 
 
-def _average(qualities: np.ndarray) -> dict:
-    n = len(qualities)
-    pq, sq, rq = qualities.mean(axis=0).tolist() if n else [float("nan")] * 3
-    return {"pq": pq, "sq": sq, "rq": rq, "n": n}
+def class_qualities(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """PQ, SQ and RQ of each category, from 0 to 1.
+
+    Args:
+        table: (..., C, 4) counts as in :class:`PanopticCounts`.
+
+    Returns:
+        (..., C, 3) qualities, 0 for a category that does not occur; (..., C) bool, which occur.
+    """
+    iou, tp, fp, fn = np.moveaxis(table, -1, 0)
+    total = tp + 0.5 * fp + 0.5 * fn
+    occurs = total > 0
+    qualities = np.zeros((*occurs.shape, 3))
+    np.divide(iou, total, out=qualities[..., 0], where=occurs)
+    np.divide(iou, tp, out=qualities[..., 1], where=tp > 0)
+    np.divide(tp, total, out=qualities[..., 2], where=occurs)
+    return qualities, occurs
+
+
+def group_averages(
+    table: np.ndarray, categories: Sequence[Mapping]
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """PQ, SQ and RQ averaged over the categories that occur, by name of the group.
+
+    Args:
+        table: (..., C, 4) counts as in :class:`PanopticCounts`.
+        categories: the C categories, with ``isthing``.
+
+    Returns:
+        By group (..., 3) averages from 0 to 1, NaN where no category of it occurs, and (...) the
+        number of categories averaged.
+    """
+    qualities, occurs = class_qualities(table)
+    isthing = np.array([bool(c["isthing"]) for c in categories], dtype=bool)
+    averages = {}
+    for name, group in GROUPS.items():
+        chosen = occurs & (True if group is None else isthing == group)
+        n = chosen.sum(axis=-1)
+        sums = (qualities * chosen[..., None]).sum(axis=-2)
+        with np.errstate(invalid="ignore"):
+            averages[name] = sums / n[..., None], n
+    return averages
 
 
 def _positions(values: np.ndarray, ids: Sequence[int], side: str) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Training: stopping and going on changes nothing, and a diverged loss stops it in time."""
 
+import csv
 import json
 import logging
 from pathlib import Path
@@ -90,14 +91,30 @@ def test_checkpoints_and_results_are_written(whole_run):
     assert list(output.glob("events.out.tfevents*"))
 
 
-def test_test_logs_a_table_and_evaluates_each_dataset(whole_run, toy_datasets, tmp_path, caplog):
+def test_several_datasets_give_one_table_one_json_and_one_csv(
+    whole_run, toy_datasets, tmp_path, caplog
+):
     _, whole, _ = whole_run
-    two = ["DATASETS.TEST", ("tiny_val", "tiny_train")]
+    names = ("tiny_val", "tiny_train")
     with caplog.at_level(logging.INFO):
-        results = Trainer.test(tiny_config(toy_datasets, tmp_path, 4, two), whole.model)
-    assert set(results) == {"tiny_val", "tiny_train"}
-    assert set(json.loads((tmp_path / "results.json").read_text())) == {"tiny_val", "tiny_train"}
-    assert "Things" in caplog.text and "mIoU" in caplog.text
+        cfg = tiny_config(toy_datasets, tmp_path, 4, ["DATASETS.TEST", names])
+        results = Trainer.test(cfg, whole.model)
+    assert tuple(results) == names
+    (text,) = [r.getMessage() for r in caplog.records if "PQ things" in r.getMessage()]
+    rows = [[c.strip() for c in line.split("|")[1:-1]] for line in text.splitlines() if "|" in line]
+    assert rows[0][:4] == ["dataset", "PQ", "PQ things", "PQ stuff"]
+    assert [row[:2] for row in rows[2:]] == [
+        [name, f"{results[name]['panoptic_seg']['PQ']:.2f}"] for name in names
+    ]
+    written = json.loads((tmp_path / "results.json").read_text())
+    assert set(written) == set(names)
+    with open(tmp_path / "results.csv", newline="") as f:
+        numbers = list(csv.DictReader(f))
+    found = {(n["dataset"], n["task"], n["metric"]): n["value"] for n in numbers}
+    assert len(found) == len(numbers) == sum(len(m) for r in results.values() for m in r.values())
+    for (name, task, metric), value in found.items():
+        expected = written[name][task][metric]
+        assert value == "" if expected is None else float(value) == expected
 
 
 def test_predictions_are_saved_when_asked(whole_run, toy_datasets, tmp_path):

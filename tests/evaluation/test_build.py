@@ -157,26 +157,3 @@ def test_two_processes_give_the_numbers_of_one(tmp_path):
     assert 0 < one["panoptic_seg"]["PQ"] < 100
     assert 0 < one["segm"]["AP"] < 100
     assert 0 < one["sem_seg"]["mIoU"] < 100
-
-
-def test_tables():
-    pq = {"PQ": 40.125, "SQ": 78, "RQ": 50, "PQ_th": 45, "SQ_th": 80, "RQ_th": 55}
-    pq |= {"PQ_st": math.nan, "SQ_st": math.nan, "RQ_st": math.nan, "PQ-cat": 3}
-    text = format_results(
-        {"panoptic_seg": pq, "bbox": {"AP": 30, "AP50": 50.5}, "sem_seg": {"mIoU": 61}}
-    )
-    cells = [[c.strip() for c in line.strip("|").split("|")] for line in text.splitlines()]
-    assert cells[0] == ["", "PQ", "SQ", "RQ"]
-    assert cells[2:5] == [
-        ["All", "40.12", "78.00", "50.00"],
-        ["Things", "45.00", "80.00", "55.00"],
-        ["Stuff", "-", "-", "-"],
-    ]
-    assert cells[6] == ["box AP", "box AP50", "mIoU"]
-    assert cells[8] == ["30.00", "50.50", "61.00"]
-
-
-def test_tables_of_a_model_without_segmentation():
-    text = format_results({"bbox": {"AP": 30.0}})
-    assert "box AP" in text and "PQ" not in text
-    assert format_results({}) == "Nothing was evaluated."
