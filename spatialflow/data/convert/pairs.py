@@ -27,7 +27,6 @@ from .writer import (
     Converted,
     Dataset,
     Job,
-    categories_json,
     first_of,
     image_entry,
     list_images,
@@ -177,7 +176,7 @@ def _job(pairs: Pairs, name: str, entry: dict[str, Any], categories: Categories)
         "void": pairs.void,
         "uncovered": pairs.uncovered,
         "crowds": pairs.crowds,
-        "categories": categories_json(categories),
+        "categories": categories.as_json(),
     }
     return Job(f"{stem}.png", tuple(paths.values()), details)
 

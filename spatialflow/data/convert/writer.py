@@ -25,7 +25,7 @@ from PIL import Image, PngImagePlugin
 from tqdm import tqdm
 
 from ... import __version__
-from ..categories import OTHER, Categories
+from ..categories import Categories
 from ..parallel import in_parallel
 from ..targets import measure_segments
 
@@ -103,7 +103,7 @@ def write_dataset(
     content = {
         "images": [e["image"] for e in entries],
         "annotations": [e["annotation"] for e in entries],
-        "categories": categories_json(categories),
+        "categories": categories.as_json(),
     }
     with replacing(dataset.panoptic_json) as path:
         Path(path).write_text(json.dumps(content))
@@ -177,15 +177,6 @@ def require_files(paths: Sequence[str], kind: str, advice: str) -> None:
 def first_of(names: Sequence[str]) -> str:
     """The first of some names, and how many more there are, for a message."""
     return names[0] + (f" (and {len(names) - 1} more)" if len(names) > 1 else "")
-
-
-def categories_json(categories: Categories) -> list[dict[str, Any]]:
-    """``categories`` of a COCO panoptic JSON, in ascending id; all have a colour."""
-    everything = {c.id: c for c in (*categories.things, *categories.stuff) if c.id != OTHER.id}
-    return [
-        {"id": i, "name": c.name, "isthing": int(c.isthing), "color": list(c.color)}
-        for i, c in sorted(everything.items())
-    ]
 
 
 def _convert_one(job: Job, convert: Callable[[Job], Converted], folder: str) -> dict[str, Any]:
