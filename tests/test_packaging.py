@@ -1,4 +1,4 @@
-"""The package: a lazy public API, and a wheel that carries the config files."""
+"""The package: a lazy public API, and a wheel that carries its data files."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_config_dir__in_the_repository():
     assert config_dir() == ROOT / "configs"
 
 
-def test_wheel__carries_the_configs_and_finds_them(tmp_path):
+def test_wheel__carries_configs_and_report_and_finds_them(tmp_path):
     source = tmp_path / "source"
     leave = shutil.ignore_patterns("__pycache__", "*.egg-info")
     for folder in ("spatialflow", "configs"):
@@ -82,3 +82,7 @@ def test_wheel__carries_the_configs_and_finds_them(tmp_path):
         return {str(f.relative_to(folder)): f.read_bytes() for f in folder.rglob("*.yaml")}
 
     assert contents(carried) == contents(ROOT / "configs") != {}
+    assets = Path("spatialflow", "report", "assets")
+    assert {f.name for f in (installed / assets).iterdir()} == {
+        f.name for f in (ROOT / assets).iterdir()
+    }

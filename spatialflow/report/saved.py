@@ -1,0 +1,196 @@
+"""What an evaluation left in its OUTPUT_DIR: predictions, results, config, log."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Hashable
+from dataclasses import dataclass
+from datetime import datetime
+from operator import itemgetter
+from pathlib import Path
+from typing import Any
+
+import yaml
+from detectron2.data import DatasetCatalog
+
+from spatialflow.data.categories import Categories, Category
+from spatialflow.data.coco_panoptic import read_panoptic_json
+from spatialflow.data.register import find_panoptic_files
+
+_SAVE = "run train_net.py with --eval-only and TEST.SAVE_PREDICTIONS True to write them"
+_ENVIRONMENT = re.compile(r"Environment info:\n(.*?)(?=\n\[\d\d/\d\d |\Z)", re.S)
+_LOG_BYTES = 50_000_000
+"""Of a log longer than this, the end is read; evaluations are at the end."""
+
+
+@dataclass(frozen=True)
+class SavedImage:
+    """One image, its ground truth and its prediction; segment lists as in the JSON files.
+
+    ``file_name`` and the two PNGs are paths; category ids are the dataset's.
+    """
+
+    image_id: Hashable
+    file_name: str
+    truth_png: str
+    truth_segments: list[dict]
+    png: str
+    segments: list[dict]
+
+
+@dataclass(frozen=True)
+class SavedEvaluation:
+    """An evaluation of one dataset.
+
+    Attributes:
+        name: of the dataset.
+        categories: its classes, things first, each in ascending category id.
+        images: those that were evaluated.
+        annotated: how many the dataset has.
+        date: when the predictions were written.
+        results: of ``results.json``, ``{task: {metric: percent, None for not measured}}``; empty
+            where there is none.
+        config: the text of ``config.yaml``; None where there is none.
+        environment: Detectron2's table of versions from the run's log; None where there is none.
+    """
+
+    name: str
+    categories: list[Category]
+    images: list[SavedImage]
+    annotated: int
+    date: datetime
+    results: dict[str, dict[str, float | None]]
+    config: str | None
+    environment: str | None
+
+    @property
+    def weights(self) -> str | None:
+        """MODEL.WEIGHTS of the config, where it says so."""
+        try:
+            return str(yaml.safe_load(self.config or "")["MODEL"]["WEIGHTS"]) or None
+        except (yaml.YAMLError, KeyError, TypeError):
+            return None
+
+
+def read_saved(folder: str, dataset: str | None = None) -> SavedEvaluation:
+    """Read what an evaluation with TEST.SAVE_PREDICTIONS wrote; pictures are not opened.
+
+    Args:
+        folder: the evaluation's OUTPUT_DIR.
+        dataset: name of the dataset; needed where there are several.
+
+    Raises:
+        FileNotFoundError: the folder, the predictions or the ground truth's JSON is not there.
+        ValueError: a file is not what it should be, or there are several datasets and no name.
+    """
+    home = _find(Path(folder), dataset)
+    info = _read_json(home / "dataset.json")
+    _require(info, ("name", "image_root", "panoptic_root", "panoptic_json"), home / "dataset.json")
+    truth = read_panoptic_json(info["panoptic_json"])
+    try:
+        categories = Categories.from_json(truth["categories"])
+    except ValueError as e:
+        raise ValueError(f"{info['panoptic_json']}: {e}") from e
+    predictions = home / "panoptic_predictions.json"
+    log = Path(folder) / "log.txt"
+    return SavedEvaluation(
+        name=info["name"],
+        categories=[*categories.things, *(c for c in categories.stuff if not c.isthing)],
+        images=_images(predictions, truth, info),
+        annotated=len(truth["annotations"]),
+        date=datetime.fromtimestamp(predictions.stat().st_mtime).astimezone(),
+        results=_results(Path(folder) / "results.json", info["name"]),
+        config=_text(Path(folder) / "config.yaml"),
+        environment=_last_environment(log),
+    )
+
+
+def _find(folder: Path, dataset: str | None) -> Path:
+    if not folder.is_dir():
+        raise FileNotFoundError(f"The folder {folder} is not there; give the run's OUTPUT_DIR.")
+    saved = sorted(p.parent for p in folder.glob("inference/*/panoptic_predictions.json"))
+    if not saved:
+        raise FileNotFoundError(
+            f"{folder} has no inference/<dataset>/panoptic_predictions.json, so there are no saved "
+            f"predictions to report on; {_SAVE}."
+        )
+    names = [p.name for p in saved]
+    if dataset is None and len(names) > 1:
+        raise ValueError(f"{folder} has several datasets; choose with --dataset: {names}.")
+    if dataset is not None and dataset not in names:
+        raise FileNotFoundError(f"{folder} has no saved predictions of {dataset}, only of {names}.")
+    return saved[names.index(dataset) if dataset else 0]
+
+
+def _images(predictions: Path, truth: dict, info: dict[str, str]) -> list[SavedImage]:
+    content = _read_json(predictions)
+    _require(content, ("annotations",), predictions)
+    if not content["annotations"]:
+        raise ValueError(f"{predictions} has no annotations: nothing was evaluated.")
+    known = info["name"] in DatasetCatalog
+    image_file = find_panoptic_files(info["name"]).image_file if known else itemgetter("file_name")
+    files = {image["id"]: image_file(image) for image in truth["images"]}
+    annotated = {a["image_id"]: a for a in truth["annotations"]}
+    images = []
+    for entry in content["annotations"]:
+        _require(entry, ("image_id", "file_name", "segments_info"), predictions)
+        for s in entry["segments_info"]:
+            _require(s, ("id", "category_id"), predictions)
+        image_id = entry["image_id"]
+        if image_id not in annotated or image_id not in files:
+            raise ValueError(
+                f"{predictions} has a prediction for image {image_id!r}, which "
+                f"{info['panoptic_json']} does not annotate."
+            )
+        annotation = annotated[image_id]
+        for s in annotation["segments_info"]:
+            _require(s, ("id", "category_id"), info["panoptic_json"])
+        images.append(
+            SavedImage(
+                image_id=image_id,
+                file_name=os.path.join(info["image_root"], files[image_id]),
+                truth_png=os.path.join(info["panoptic_root"], annotation["file_name"]),
+                truth_segments=annotation["segments_info"],
+                png=str(predictions.with_suffix("") / entry["file_name"]),
+                segments=entry["segments_info"],
+            )
+        )
+    return images
+
+
+def _results(path: Path, name: str) -> dict[str, dict[str, float | None]]:
+    return _read_json(path).get(name, {}) if path.exists() else {}
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_bytes())
+    except FileNotFoundError as e:
+        raise FileNotFoundError(f"{path} is not there; {_SAVE}.") from e
+    except (ValueError, RecursionError) as e:
+        raise ValueError(f"{path} is not valid JSON: {e}") from e
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a {type(content).__name__} where an object is expected.")
+    return content
+
+
+def _require(entry: Any, keys: tuple[str, ...], path: str | Path) -> None:
+    missing = [k for k in keys if not isinstance(entry, dict) or k not in entry]
+    if missing:
+        raise ValueError(f"{path}: there is no {missing[0]!r} in {entry}"[:500])
+
+
+def _text(path: Path) -> str | None:
+    return path.read_text(encoding="utf-8", errors="replace") if path.exists() else None
+
+
+def _last_environment(log: Path) -> str | None:
+    if not log.exists():
+        return None
+    with log.open("rb") as f:
+        f.seek(max(0, log.stat().st_size - _LOG_BYTES))
+        text = f.read().decode(errors="replace")
+    found = _ENVIRONMENT.findall(text)
+    return found[-1].strip() if found else None
