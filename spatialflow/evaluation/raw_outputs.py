@@ -70,7 +70,8 @@ def load_raw_output(path: str) -> tuple[Instances, Tensor]:
             {"size": list(labels.shape), "counts": runs[start:end]}
             for start, end in zip([0, *ends], ends, strict=False)
         ]
-        masks = [mask_util.decode(rle) for rle in rles]
+        # Decoded by columns; OpenCV's transposition is many times faster than numpy's or torch's.
+        masks = [cv2.transpose(mask_util.decode(rle).T) for rle in rles]
     except FileNotFoundError as e:
         raise FileNotFoundError(f"Raw output {path} is not there.") from e
     except Exception as e:  # whatever zip, PNG and RLE readers raise on damaged data
@@ -79,9 +80,8 @@ def load_raw_output(path: str) -> tuple[Instances, Tensor]:
     instances.pred_boxes = Boxes(torch.from_numpy(arrays["boxes"]))
     instances.scores = torch.from_numpy(arrays["scores"])
     instances.pred_classes = torch.from_numpy(arrays["classes"])
-    instances.pred_masks = torch.zeros((len(masks), *labels.shape), dtype=torch.bool)
-    for target, mask in zip(instances.pred_masks, masks, strict=True):
-        target.copy_(torch.from_numpy(mask))
+    stack = np.array(masks, np.uint8).reshape(-1, *labels.shape)
+    instances.pred_masks = torch.from_numpy(stack.view(bool))
     return instances, torch.from_numpy(labels.astype(np.int64))
 
 

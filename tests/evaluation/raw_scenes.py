@@ -15,14 +15,14 @@ def set_thresholds(cfg):
 
 
 def noisy_output(truth, image_id):
-    """Shifted masks, one of them twice with another class, and stuff labels with a strip of 1."""
+    """Shifted masks, one of them also, and rather, with another class, and stuff labels with a strip of 1."""
     output = perfect_output(truth, image_id)
     instances = output["instances"]
     instances.pred_masks = instances.pred_masks.roll(1, dims=2)
     if len(instances):
         double = instances[:1]
         double.pred_classes = 1 - double.pred_classes
-        double.scores = double.scores - 0.05
+        double.scores = double.scores + 0.05
         output["instances"] = type(instances).cat([instances, double])
     output["sem_seg"][:, -3:] = 0
     output["sem_seg"][1, -3:] = 1
