@@ -1,27 +1,34 @@
-"""Datasets: registration, reading, targets, augmentation and loaders."""
+"""Datasets: registration, reading, targets, augmentation and loaders.
 
-from .categories import Categories
-from .coco_panoptic import load_coco_panoptic, read_panoptic_json
-from .loader import build_test_loader, build_train_loader
-from .mapper import PanopticMapper
-from .register import (
-    dataset_categories,
-    datasets_root,
-    load_dataset_dicts,
-    prepare_datasets,
-    register_coco_panoptic,
-)
+What stands in ``__all__`` is imported when it is first used: reading files needs no torch.
+"""
 
-__all__ = [
-    "Categories",
-    "PanopticMapper",
-    "build_test_loader",
-    "build_train_loader",
-    "dataset_categories",
-    "datasets_root",
-    "load_coco_panoptic",
-    "load_dataset_dicts",
-    "prepare_datasets",
-    "read_panoptic_json",
-    "register_coco_panoptic",
-]
+from __future__ import annotations
+
+from importlib import import_module
+
+_HOMES = {
+    "Categories": "categories",
+    "PanopticMapper": "mapper",
+    "build_test_loader": "loader",
+    "build_train_loader": "loader",
+    "dataset_categories": "register",
+    "datasets_root": "register",
+    "load_coco_panoptic": "coco_panoptic",
+    "load_dataset_dicts": "register",
+    "prepare_datasets": "register",
+    "read_panoptic_json": "coco_panoptic",
+    "register_coco_panoptic": "register",
+}
+
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str):
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -8,12 +8,14 @@ all targets are derived from it, so that boxes, masks and stuff labels cannot di
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
+from kornia_rs.io import decode_image_png_u8
 
 from .categories import VOID_LABEL
 
@@ -25,7 +27,7 @@ class PngKindError(ValueError):
 
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_PNG_BIT_DEPTH, _PNG_COLOR_TYPE = 24, 25  # offsets of these bytes in a PNG's header
+_PNG_SIZE, _PNG_BIT_DEPTH, _PNG_COLOR_TYPE = 16, 24, 25  # offsets of these in a PNG's header
 _PNG_RGB = (2, 6)  # colour types RGB and RGB with alpha
 
 
@@ -51,11 +53,10 @@ def read_panoptic_png(path: str) -> np.ndarray:
             f"Panoptic PNG {path} must be 8-bit RGB (id = R + 256 G + 65536 B), not grey, 16-bit "
             "or with a palette."
         )
-    bgr = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
-    if bgr is None:
+    rgba = _decode_rgba(data)
+    if rgba is None:
         raise ValueError(f"Panoptic PNG {path} is damaged and cannot be decoded; replace it.")
     # Four bytes a pixel, read as one little-endian integer; the top byte is the alpha of 255.
-    rgba = cv2.cvtColor(bgr, cv2.COLOR_BGR2RGBA)
     return rgba.view("<i4")[..., 0] & 0xFFFFFF
 
 
@@ -129,6 +130,20 @@ def crowd_mask(index: np.ndarray, segments: Segments) -> np.ndarray:
 def stuff_labels(index: np.ndarray, segments: Segments) -> np.ndarray:
     """(H, W) uint8 stuff labels of an (H, W) index map; 255 for void."""
     return np.array([VOID_LABEL, *(s["stuff_label"] for s in segments)], np.uint8)[index]
+
+
+def _decode_rgba(png: bytes) -> np.ndarray | None:
+    """(H, W, 4) pixels of an 8-bit RGB(A) PNG, made opaque; None when it is damaged."""
+    if png[_PNG_COLOR_TYPE] != _PNG_RGB[0]:
+        bgr = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_COLOR)
+        return None if bgr is None else cv2.cvtColor(bgr, cv2.COLOR_BGR2RGBA)
+    # Five times as fast as OpenCV's decoder, and most of the time that evaluation takes.
+    width, height = struct.unpack_from(">II", png, _PNG_SIZE)
+    try:
+        rgb = decode_image_png_u8(png, (height, width), "rgb")
+    except Exception:  # it has no class of its own for what is damaged
+        return None
+    return cv2.cvtColor(rgb, cv2.COLOR_RGB2RGBA)
 
 
 def _runs(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

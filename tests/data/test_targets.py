@@ -1,3 +1,4 @@
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -33,6 +34,33 @@ def stuff(id_, label):
         "stuff_label": label,
         "iscrowd": 0,
     }
+
+
+def test_png_is_read_whoever_wrote_it(tmp_path):
+    ids = np.repeat(np.random.default_rng(0).integers(0, 2**24, (40, 15)), 4, axis=1)
+    write_ids(tmp_path / "a.png", ids)
+    image = Image.open(tmp_path / "a.png")
+    image.convert("RGBA").save(tmp_path / "alpha.png")
+    image.save(tmp_path / "key.png", transparency=image.getpixel((5, 5)))
+    cv2.imwrite(str(tmp_path / "cv2.png"), np.asarray(image)[..., ::-1])
+    for name in ("a", "alpha", "key", "cv2"):
+        assert (read_panoptic_png(str(tmp_path / f"{name}.png")) == ids).all(), name
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "header only", "huge"])
+def test_damaged_png_is_named(tmp_path, mode, damage):
+    path = tmp_path / "a.png"
+    write_ids(path, np.random.default_rng(0).integers(0, 2**24, (40, 60)))
+    Image.open(path).convert(mode).save(path)
+    data = bytearray(path.read_bytes())
+    if damage == "flipped":
+        data[len(data) // 2] ^= 255
+    elif damage == "huge":
+        data[16:24] = b"\x7f\xff\xff\xff" * 2
+    path.write_bytes(data[: {"truncated": -40, "header only": 40}.get(damage)])
+    with pytest.raises(ValueError, match=r"a\.png is damaged"):
+        read_panoptic_png(str(path))
 
 
 def test_ids_are_read_from_all_three_channels(tmp_path):
