@@ -11,7 +11,7 @@ import fvcore.nn.weight_init as weight_init
 import torch
 import torch.nn.functional as F
 from detectron2.config import configurable
-from detectron2.layers import ShapeSpec, paste_masks_in_image
+from detectron2.layers import ShapeSpec
 from detectron2.modeling.matcher import Matcher
 from detectron2.modeling.poolers import ROIPooler
 from detectron2.modeling.roi_heads.mask_head import MaskRCNNConvUpsampleHead
@@ -148,10 +148,3 @@ def mask_loss(logits: Tensor, classes: Tensor, targets: Tensor) -> Tensor:
     chosen = logits[torch.arange(len(logits), device=logits.device), classes]
     loss = F.binary_cross_entropy_with_logits(chosen, targets.to(chosen.dtype), reduction="none")
     return loss.mean(dim=(1, 2)).sum()
-
-
-def paste_masks(probabilities: Tensor, boxes: Boxes, size: tuple[int, int]) -> Tensor:
-    """Bring mask probabilities (n, M, M) to bool masks (n, *size) at their boxes."""
-    if len(boxes) == 0:
-        return torch.zeros((0, *size), dtype=torch.bool, device=probabilities.device)
-    return paste_masks_in_image(probabilities, boxes, size, threshold=0.5)

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .pasted_masks import PastedMasks
+
 FREE = 0
 """Value of a pixel that no segment claims; void in the result."""
 
@@ -41,7 +43,7 @@ class MergeSettings:
 
 
 def merge_panoptic(
-    masks: Tensor,
+    masks: Tensor | PastedMasks,
     boxes: Tensor,
     scores: Tensor,
     classes: Tensor,
@@ -57,7 +59,7 @@ def merge_panoptic(
     """Merge things and stuff in favour of things, then fill with boxes what is left.
 
     Args:
-        masks: (N, H, W) bool.
+        masks: (N, H, W) bool; only those over the score threshold are pasted.
         boxes: (N, 4) float, x1 y1 x2 y2 in pixels of the map.
         scores, classes: (N,) float and int64, contiguous thing ids.
         stuff_labels: (H, W) int64, 0 to S - 1; None without a stuff branch.
@@ -76,7 +78,10 @@ def merge_panoptic(
     order = torch.argsort(scores, descending=True, stable=True)
     # In double, as a threshold of 0.37 means 0.37 and not the nearest float32.
     order = order[scores[order].double() >= score_thresh]
-    panoptic = paint_instances(masks[order], overlap_thresh)
+    masks = masks[order]
+    if isinstance(masks, PastedMasks):
+        masks = masks.tensor
+    panoptic = paint_instances(masks, overlap_thresh)
     if stuff_labels is not None:
         paint_stuff(
             panoptic,

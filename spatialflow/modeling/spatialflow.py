@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from .class_layers import train_only_class_layers
 from .detection import DensePredictions, Detector
-from .mask_head import ThingHead, paste_masks
+from .mask_head import ThingHead
 from .panoptic import MergeSettings, merge_panoptic
+from .pasted_masks import PastedMasks
 from .stuff_head import StuffHead
 from .subnets import SEGMENTATION_LEVELS, SubnetFeatures, Subnetworks
 
@@ -164,7 +165,7 @@ class SpatialFlow(nn.Module):
         if self.thing_head is not None:
             masks = self.predict_masks(features, instances, images.image_sizes)
             for found, masks_i in zip(instances, masks, strict=True):
-                found.pred_masks = paste_masks(masks_i, found.pred_boxes, found.image_size)
+                found.pred_masks = PastedMasks(masks_i, found.pred_boxes.tensor, found.image_size)
         if self.stuff_head is not None:
             scores = self.stuff_scores(features, images.image_sizes, output_sizes)
             for result, scores_i in zip(results, scores, strict=True):

@@ -17,8 +17,8 @@ from detectron2.structures import Instances
 from torch import Tensor, nn
 
 from spatialflow.modeling.detection import select_detections
-from spatialflow.modeling.mask_head import paste_masks
 from spatialflow.modeling.panoptic import MergeSettings, merge_panoptic
+from spatialflow.modeling.pasted_masks import PastedMasks
 
 from .member import Member, ViewBatch
 
@@ -111,7 +111,7 @@ class MultiViewModel(nn.Module):
         result: dict[str, Any] = {"instances": instances}
         masks = self._mean_masks(seen, instances)
         if masks is not None:
-            instances.pred_masks = paste_masks(masks, instances.pred_boxes, size)
+            instances.pred_masks = PastedMasks(masks, instances.pred_boxes.tensor, size)
         if stuff is not None:
             result["sem_seg"] = stuff
         if self.merge_settings is not None and masks is not None and stuff is not None:

@@ -9,7 +9,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.structures import BitMasks, Boxes, Instances
 
 from spatialflow.config import config_dir, load_config
-from spatialflow.modeling.mask_head import ThingHead, mask_loss, paste_masks
+from spatialflow.modeling.mask_head import ThingHead, mask_loss
 
 SIZE = (64, 96)
 
@@ -185,21 +185,3 @@ def test_predict_takes_the_channel_of_each_box():
     torch.testing.assert_close(first, probabilities[[0, 1], [2, 0]])
     assert second.shape == (0, 28, 28)
     torch.testing.assert_close(third, probabilities[[2], [1]])
-
-
-def test_paste_brings_masks_to_their_boxes():
-    probabilities = torch.zeros(2, 28, 28)
-    probabilities[0] = 0.9
-    probabilities[1, :, 14:] = 0.9
-    boxes = Boxes(torch.tensor([[2.0, 1, 6, 4], [0, 0, 8, 5]]))
-    masks = paste_masks(probabilities, boxes, (5, 8))
-    expected = torch.zeros(2, 5, 8, dtype=torch.bool)
-    expected[0, 1:4, 2:6] = True
-    expected[1, :, 4:] = True
-    assert torch.equal(masks, expected)
-
-
-def test_paste_of_no_masks():
-    masks = paste_masks(torch.zeros(0, 28, 28), Boxes(torch.zeros(0, 4)), (5, 8))
-    assert masks.shape == (0, 5, 8)
-    assert masks.dtype == torch.bool

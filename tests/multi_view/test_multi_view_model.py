@@ -67,7 +67,7 @@ def assert_same(one, other, atol=0.0):
     torch.testing.assert_close(a.pred_boxes.tensor, b.pred_boxes.tensor, rtol=0, atol=atol)
     torch.testing.assert_close(a.scores, b.scores, rtol=0, atol=atol)
     assert torch.equal(a.pred_classes, b.pred_classes)
-    assert torch.equal(torch.as_tensor(a.pred_masks), torch.as_tensor(b.pred_masks))
+    assert torch.equal(a.pred_masks, b.pred_masks)
     assert torch.equal(one["panoptic_seg"][0], other["panoptic_seg"][0])
 
 
@@ -218,7 +218,7 @@ def test_fusion_is_that_of_an_independent_reference(seed, counts):
     )
     if kept:
         expected = paste_masks_in_image(soft, Boxes(boxes[kept]), (HEIGHT, WIDTH), 0.5)
-        same = torch.as_tensor(instances.pred_masks) == expected
+        same = instances.pred_masks == expected
         assert same.float().mean() > 0.9999
     stuff = sum(w * r.stuff for r, w in zip(recorded, weights, strict=True)) / total
     torch.testing.assert_close(found["sem_seg"], stuff)
@@ -258,7 +258,7 @@ def test_masks_of_another_size_are_resized(image):
         members = [Member(x, [view()], "BGR") for x in (first, small)]
         masks = answer(multi_view(*members), image)["instances"].pred_masks
         # At the border the mask fades out, and half of it is no more than the threshold.
-        assert torch.as_tensor(masks)[0, 2:38, 50:94].all()
+        assert masks[0, 2:38, 50:94].all()
     empty = [Recorded(nothing, ones[:, :n, :n], stuff) for n in (28, 14)]
     found = answer(multi_view(*(Member(x, [view()], "BGR") for x in empty)), image)
     assert len(found["instances"]) == 0
