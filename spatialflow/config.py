@@ -69,6 +69,9 @@ def add_spatialflow_config(cfg: CN) -> None:
     # Datasets in COCO panoptic format to register, each [name, image folder, PNG folder, JSON];
     # relative paths are below $DETECTRON2_DATASETS (default: ./datasets).
     cfg.DATASETS.REGISTER = []
+    # Images without ground truth, which can be in DATASETS.TEST, each [name, image folder, JSON
+    # with "images", dataset of the same classes]: predictions are written, nothing is measured.
+    cfg.DATASETS.UNANNOTATED = []
 
     # Write each evaluation's panoptic predictions as COCO panoptic results, PNGs and JSON, into
     # OUTPUT_DIR/inference/<dataset>/, with a dataset.json that names the ground truth.

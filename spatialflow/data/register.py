@@ -14,7 +14,7 @@ from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 
 from ..config import CLASS_COUNT_UNSET
 from .categories import Categories
-from .coco_panoptic import load_coco_panoptic, read_categories
+from .coco_panoptic import load_coco_panoptic, load_unannotated, read_categories
 
 TOY_DATASETS = {
     f"toy_panoptic_{split}": (
@@ -27,10 +27,23 @@ TOY_DATASETS = {
 """Image folder, PNG folder and JSON of the toy scenes, by dataset name."""
 
 _PATH_KEYS = ("image_root", "panoptic_root", "panoptic_json")
+_UNANNOTATED_PATH_KEYS = ("image_root", "images_json")
+_CLASS_KEYS = (
+    *(f"{kind}_{key}" for kind in ("thing", "stuff") for key in ("classes", "colors")),
+    "thing_dataset_id_to_contiguous_id",
+    "stuff_dataset_id_to_contiguous_id",
+    "evaluator_type",
+    "ignore_label",
+    "label_divisor",
+)
 _CLASS_COUNT_KEYS = {
     "MODEL.RETINANET.NUM_CLASSES": "things",
     "MODEL.ROI_HEADS.NUM_CLASSES": "things",
     "MODEL.SEM_SEG_HEAD.NUM_CLASSES": "stuff",
+}
+_ENTRIES = {
+    "REGISTER": "[name, image folder, PNG folder, JSON]",
+    "UNANNOTATED": "[name, image folder, JSON with 'images', dataset of the same classes]",
 }
 _TOY_HINT = "; make it with 'python -m spatialflow.data.toy'"
 _SEPARATED_HINT = (
@@ -80,12 +93,46 @@ def register_coco_panoptic(
     DatasetCatalog.register(name, lambda: load_coco_panoptic(**paths, categories=categories))
 
 
+def register_unannotated(name: str, image_root: str, images_json: str, like: str) -> None:
+    """Register images without ground truth under a name for DATASETS.TEST.
+
+    Args:
+        name: the dataset's name.
+        image_root: folder of the images.
+        images_json: see :func:`spatialflow.data.coco_panoptic.load_unannotated`.
+        like: a registered dataset of the same classes, whose own files need not be there.
+
+    Raises:
+        FileNotFoundError: the folder or the JSON is not there.
+        ValueError: ``like`` is not registered, or the name is taken by something else.
+    """
+    given = (image_root, images_json)
+    paths = [os.path.join(datasets_root(), p) for p in given]
+    paths = dict(zip(_UNANNOTATED_PATH_KEYS, paths, strict=True))
+    if name in DatasetCatalog:
+        if all(MetadataCatalog.get(name).get(k) == p for k, p in paths.items()):
+            return
+        raise ValueError(f"Dataset name {name} is taken; register {paths} otherwise.")
+    classes = _metadata(like)
+    _check_paths(name, paths)
+    MetadataCatalog.get(name).set(
+        **paths, **{k: v for k in _CLASS_KEYS if (v := classes.get(k)) is not None}
+    )
+    DatasetCatalog.register(name, lambda: load_dataset_dicts(name))
+
+
+def is_unannotated(name: str) -> bool:
+    """Whether a registered dataset has no ground truth."""
+    return MetadataCatalog.get(name).get("images_json") is not None
+
+
 def load_dataset_dicts(name: str) -> list[dict[str, Any]]:
     """Dataset dicts of a registered panoptic dataset, the same for every way of registration.
 
     Returns:
         Dicts as :mod:`spatialflow.data.coco_panoptic` describes them. Those of Detectron2's
-        ``*_panoptic_separated`` names have ``annotations`` and ``sem_seg_file_name`` instead.
+        ``*_panoptic_separated`` names have ``annotations`` and ``sem_seg_file_name`` instead, those
+        of images without ground truth nothing but the image.
 
     Raises:
         FileNotFoundError: a folder or file is not there.
@@ -94,6 +141,8 @@ def load_dataset_dicts(name: str) -> list[dict[str, Any]]:
     metadata = _metadata(name)
     paths = _paths(metadata)
     _check_paths(name, paths)
+    if "images_json" in paths:
+        return load_unannotated(**paths, image_file=_image_file(metadata))
     if "sem_seg_root" in paths:
         try:
             return DatasetCatalog.get(name)
@@ -153,8 +202,8 @@ def prepare_datasets(
 ) -> None:
     """Register the datasets that a config uses and take the class counts from them.
 
-    Those that DATASETS.REGISTER describes and the toy scenes are registered. Class counts that are
-    unset are set; the others are compared with every dataset.
+    Those that DATASETS.REGISTER and UNANNOTATED describe and the toy scenes are registered. Class
+    counts that are unset are set; the others are compared with every dataset.
 
     Args:
         cfg: not frozen; changed in place.
@@ -169,9 +218,15 @@ def prepare_datasets(
             contradicts itself.
     """
     names = list(dict.fromkeys(name for split in splits for name in cfg.DATASETS[split]))
+    unannotated = {e[0]: e for e in _entries(cfg, "UNANNOTATED") if e[0] in names}
+    needed = {*names, *(like for *_, like in unannotated.values())}
     for name, *paths in [*register_entries(cfg), *([n, *p] for n, p in TOY_DATASETS.items())]:
-        if name in names:
+        if name in needed:
             register_coco_panoptic(name, *paths)
+    for name, entry in unannotated.items():
+        if name in cfg.DATASETS.TRAIN:
+            raise ValueError(f"Dataset {name} has no ground truth; it cannot be trained on.")
+        register_unannotated(*entry)
     categories = {name: dataset_categories(name) for name in names}
     for name in names:
         if check_files:
@@ -185,13 +240,14 @@ def prepare_datasets(
 
 def register_entries(cfg: CfgNode) -> list[list[str]]:
     """DATASETS.REGISTER of a config; ValueError when an entry is not four strings."""
-    for entry in cfg.DATASETS.REGISTER:
+    return _entries(cfg, "REGISTER")
+
+
+def _entries(cfg: CfgNode, key: str) -> list[list[str]]:
+    for entry in cfg.DATASETS[key]:
         if isinstance(entry, str) or [type(part) for part in entry] != [str] * 4:
-            raise ValueError(
-                "DATASETS.REGISTER: each entry is [name, image folder, PNG folder, JSON], not "
-                f"{entry}."
-            )
-    return cfg.DATASETS.REGISTER
+            raise ValueError(f"DATASETS.{key}: each entry is {_ENTRIES[key]}, not {entry}.")
+    return cfg.DATASETS[key]
 
 
 def _metadata(name: str) -> Metadata:
@@ -204,6 +260,8 @@ def _metadata(name: str) -> Metadata:
 
 
 def _paths(metadata: Metadata) -> dict[str, str]:
+    if metadata.get("images_json"):
+        return {k: metadata.get(k) for k in _UNANNOTATED_PATH_KEYS}
     keys = list(_PATH_KEYS)
     keys += ["sem_seg_root", "json_file"] * bool(metadata.get("sem_seg_root"))
     paths = {k: metadata.get(k) for k in keys}

@@ -8,6 +8,7 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, DatasetEvaluators
 
+from spatialflow.data.register import is_unannotated
 from spatialflow.modeling.panoptic import MergeSettings
 
 from .cityscapes import CityscapesInstanceEvaluator, CityscapesSemSegEvaluator
@@ -16,6 +17,7 @@ from .instances import PanopticInstanceEvaluator
 from .panoptic import PanopticEvaluator
 from .raw_outputs import RawOutputWriter
 from .semantic import PanopticSemSegEvaluator
+from .unannotated import PanopticWriter, UnannotatedImages
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +29,8 @@ def build_evaluator(
 
     On a panoptic dataset: PQ with both segmentation branches, box AP always, mask AP with the
     thing branch, mIoU with the stuff branch; on Cityscapes mask AP and IoU are those of its own
-    scripts. On a COCO instance dataset: box AP.
+    scripts. On a COCO instance dataset: box AP. On images without ground truth nothing, but what
+    is predicted is written.
 
     Args:
         cfg: MODEL.SPATIALFLOW.THING_ON and STUFF_ON are read.
@@ -48,6 +51,8 @@ def build_evaluator(
             "(spatialflow.data.register_coco_panoptic) and COCO instance datasets can be evaluated."
         )
     things, stuff = cfg.MODEL.SPATIALFLOW.THING_ON, cfg.MODEL.SPATIALFLOW.STUFF_ON
+    if is_unannotated(dataset_name):
+        return _writers(cfg, dataset_name, output_dir, raw_dir)
     ground_truth = PanopticGroundTruth(dataset_name)
     evaluators: list[DatasetEvaluator] = []
     if things and stuff:
@@ -70,6 +75,23 @@ def build_evaluator(
         evaluators.append(PanopticInstanceEvaluator(ground_truth, tasks, output_dir))
     if stuff:
         evaluators.append(PanopticSemSegEvaluator(ground_truth))
+    return DatasetEvaluators(evaluators)
+
+
+def _writers(
+    cfg: CfgNode, dataset_name: str, output_dir: str | None, raw_dir: str | None
+) -> DatasetEvaluators:
+    if output_dir is None and raw_dir is None:
+        raise ValueError(
+            f"Dataset {dataset_name} has no ground truth, so nothing can be measured; set "
+            "TEST.SAVE_PREDICTIONS True to write what is predicted."
+        )
+    images = UnannotatedImages(dataset_name)
+    evaluators: list[DatasetEvaluator] = []
+    if output_dir is not None:
+        evaluators.append(PanopticWriter(images, output_dir))
+    if raw_dir is not None:
+        evaluators.append(RawOutputWriter(raw_dir, images, MergeSettings.from_config(cfg)))
     return DatasetEvaluators(evaluators)
 
 

@@ -44,14 +44,14 @@ def write_instances(
     """
     lines = []
     found = zip(
-        instances.pred_masks.cpu().numpy().astype(np.uint8) * 255,
+        instances.pred_masks,
         instances.pred_classes.tolist(),
         instances.scores.tolist(),
         strict=True,
     )
     for i, (mask, class_id, score) in enumerate(found):
         name = f"{image_id}_pred_{i}.png"
-        _write_png(os.path.join(folder, name), mask)
+        _write_png(os.path.join(folder, name), mask.cpu().numpy().astype(np.uint8) * 255)
         lines.append(f"{name} {label_ids[class_id]} {score}\n")
     path = os.path.join(folder, f"{image_id}_pred.txt")
     with open(path, "w") as f:

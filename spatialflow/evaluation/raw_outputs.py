@@ -25,6 +25,7 @@ from torch import Tensor
 from spatialflow.modeling.panoptic import MergeSettings, merge_panoptic
 
 from .ground_truth import PanopticGroundTruth
+from .unannotated import UnannotatedImages
 
 FOLDER = "raw_outputs"
 INDEX = f"{FOLDER}.json"
@@ -39,8 +40,8 @@ def save_raw_output(path: str, instances: Instances, stuff_labels: Tensor) -> No
         instances: ``pred_boxes``, ``scores``, ``pred_classes`` and ``pred_masks`` (N, H, W) bool.
         stuff_labels: (H, W) integers below 256.
     """
-    masks = instances.pred_masks.cpu().numpy().astype(np.uint8)
-    runs = [mask_util.encode(np.asfortranarray(mask))["counts"] for mask in masks]
+    masks = (mask.cpu().numpy() for mask in instances.pred_masks)  # pasted one at a time
+    runs = [mask_util.encode(np.asfortranarray(m, np.uint8))["counts"] for m in masks]
     _, png = cv2.imencode(".png", stuff_labels.cpu().numpy().astype(np.uint8))
     os.makedirs(os.path.dirname(path), exist_ok=True)
     np.savez_compressed(
@@ -94,7 +95,7 @@ class RawOutputs:
         merge: the settings of the merge that the evaluation had.
         categories: ``id``, ``name`` and ``isthing`` of the dataset's categories.
         thing_ids, stuff_ids: category id of each thing class and stuff label; -1 for 'other'.
-        truth: ``panoptic_root`` and ``panoptic_json`` of the ground truth.
+        truth: ``panoptic_root`` and ``panoptic_json`` of the ground truth; empty without any.
         files: the ``.npz`` below ``folder`` by image id.
     """
 
@@ -154,7 +155,12 @@ class RawOutputs:
 class RawOutputWriter(DatasetEvaluator):
     """Writes the raw outputs of a model with both segmentation branches; measures nothing."""
 
-    def __init__(self, output_dir: str, dataset: PanopticGroundTruth, merge: MergeSettings):
+    def __init__(
+        self,
+        output_dir: str,
+        dataset: PanopticGroundTruth | UnannotatedImages,
+        merge: MergeSettings,
+    ):
         """
         Args:
             output_dir: where the index and the folder of the raw outputs go.
@@ -164,7 +170,9 @@ class RawOutputWriter(DatasetEvaluator):
         self._output_dir = output_dir
         self._categories = dataset.categories
         self._file_names = dataset.png_names
-        self._truth = {k: os.path.abspath(dataset.files[k]) for k in _TRUTH_KEYS}
+        self._truth = {
+            k: os.path.abspath(dataset.files[k]) for k in _TRUTH_KEYS if k in dataset.files
+        }
         self._merge = merge
         self.reset()
 

@@ -94,6 +94,8 @@ def sweep(
 
 def tasks_of(raw: RawOutputs) -> list[Task]:
     """Every image with its ground truth, in the order of the evaluation; see :func:`sweep`."""
+    if not raw.truth:
+        raise ValueError(f"The raw outputs in {raw.folder} are of images without ground truth.")
     path = raw.truth["panoptic_json"]
     annotations = {a["image_id"]: a for a in read_panoptic_json(path)["annotations"]}
     lost = [i for i in raw.files if i not in annotations]
