@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from operator import itemgetter
@@ -20,6 +20,9 @@ from spatialflow.data.coco_panoptic import read_panoptic_json
 from spatialflow.data.register import find_panoptic_files
 
 _SAVE = "run train_net.py with --eval-only and TEST.SAVE_PREDICTIONS True to write them"
+_DATASET = {"name": str, "image_root": str, "panoptic_root": str, "panoptic_json": str}
+_ANNOTATION = {"image_id": (int, str), "file_name": str, "segments_info": list}
+_SEGMENT = {"id": int, "category_id": int}
 _ENVIRONMENT = re.compile(r"Environment info:\n(.*?)(?=\n\[\d\d/\d\d |\Z)", re.S)
 _LOG_BYTES = 50_000_000
 """Of a log longer than this, the end is read; evaluations are at the end."""
@@ -87,7 +90,7 @@ def read_saved(folder: str, dataset: str | None = None) -> SavedEvaluation:
     """
     home = _find(Path(folder), dataset)
     info = _read_json(home / "dataset.json")
-    _require(info, ("name", "image_root", "panoptic_root", "panoptic_json"), home / "dataset.json")
+    _require(info, _DATASET, home / "dataset.json")
     truth = read_panoptic_json(info["panoptic_json"])
     try:
         categories = Categories.from_json(truth["categories"])
@@ -126,7 +129,7 @@ def _find(folder: Path, dataset: str | None) -> Path:
 
 def _images(predictions: Path, truth: dict, info: dict[str, str]) -> list[SavedImage]:
     content = _read_json(predictions)
-    _require(content, ("annotations",), predictions)
+    _require(content, {"annotations": list}, predictions)
     if not content["annotations"]:
         raise ValueError(f"{predictions} has no annotations: nothing was evaluated.")
     known = info["name"] in DatasetCatalog
@@ -135,9 +138,7 @@ def _images(predictions: Path, truth: dict, info: dict[str, str]) -> list[SavedI
     annotated = {a["image_id"]: a for a in truth["annotations"]}
     images = []
     for entry in content["annotations"]:
-        _require(entry, ("image_id", "file_name", "segments_info"), predictions)
-        for s in entry["segments_info"]:
-            _require(s, ("id", "category_id"), predictions)
+        _require_annotation(entry, predictions)
         image_id = entry["image_id"]
         if image_id not in annotated or image_id not in files:
             raise ValueError(
@@ -145,8 +146,7 @@ def _images(predictions: Path, truth: dict, info: dict[str, str]) -> list[SavedI
                 f"{info['panoptic_json']} does not annotate."
             )
         annotation = annotated[image_id]
-        for s in annotation["segments_info"]:
-            _require(s, ("id", "category_id"), info["panoptic_json"])
+        _require_annotation(annotation, info["panoptic_json"])
         images.append(
             SavedImage(
                 image_id=image_id,
@@ -161,7 +161,11 @@ def _images(predictions: Path, truth: dict, info: dict[str, str]) -> list[SavedI
 
 
 def _results(path: Path, name: str) -> dict[str, dict[str, float | None]]:
-    return _read_json(path).get(name, {}) if path.exists() else {}
+    results = _read_json(path).get(name, {}) if path.exists() else {}
+    for task in results:
+        _require(results, {task: dict}, path)
+        _require(results[task], dict.fromkeys(results[task], (int, float, type(None))), path)
+    return results
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -176,10 +180,20 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _require(entry: Any, keys: tuple[str, ...], path: str | Path) -> None:
-    missing = [k for k in keys if not isinstance(entry, dict) or k not in entry]
-    if missing:
-        raise ValueError(f"{path}: there is no {missing[0]!r} in {entry}"[:500])
+def _require_annotation(annotation: Any, path: str | Path) -> None:
+    _require(annotation, _ANNOTATION, path)
+    for segment in annotation["segments_info"]:
+        _require(segment, _SEGMENT, path)
+        if "score" in segment:
+            _require(segment, {"score": (int, float)}, path)
+
+
+def _require(entry: Any, fields: Mapping[str, type | tuple[type, ...]], path: str | Path) -> None:
+    for key, kind in fields.items():
+        if not isinstance(entry, dict) or key not in entry:
+            raise ValueError(f"{path}: there is no {key!r} in {entry}"[:500])
+        if not isinstance(entry[key], kind):
+            raise ValueError(f"{path}: {key!r} cannot be {entry[key]!r}"[:500])
 
 
 def _text(path: Path) -> str | None:

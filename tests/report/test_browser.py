@@ -145,6 +145,9 @@ def test_matrix_by_keyboard_and_pointer(page):
     box = matrix.bounding_box()
     matrix.hover(position={"x": box["width"] - 6, "y": box["height"] - 40})
     assert readout.inner_text() == "sky → missed: 0 of 1 (0.0 %)"
+    assert page.locator("#tip").inner_text() == "sky → missed\n0 of 1 (0.0 %)"
+    page.mouse.move(0, 0)
+    assert not page.locator("#tip").is_visible()
 
 
 def hover_pixel(page, canvas, x, y):
@@ -183,7 +186,7 @@ def test_best_images_and_colours_of_outcomes(page):
     page.get_by_text("Best", exact=True).click()
     assert page.locator(".figure h3:visible").all_inner_texts()[0].startswith("1. scene1.jpg")
     page.get_by_text("Outcome", exact=True).click()
-    assert page.locator("#legend .key").count() == 6
+    assert page.locator("#legend .key").count() == 5
     truth, predicted = page.locator("#gallery-best canvas").all()
     read = "c => [...c.getContext('2d').getImageData(3, 12, 1, 1).data].slice(0, 3)"
     assert truth.evaluate(read) == predicted.evaluate(read)  # crowd, and what lies on it

@@ -69,6 +69,10 @@ def test_several_datasets(own_results):
         (lambda c: c.update(annotations=[]), "nothing was evaluated"),
         (lambda c: c["annotations"][0].pop("segments_info"), "there is no 'segments_info'"),
         (lambda c: c["annotations"][0]["segments_info"][0].pop("id"), "there is no 'id'"),
+        (lambda c: c.update(annotations=3), "'annotations' cannot be 3"),
+        (lambda c: c["annotations"].append("x"), "there is no 'image_id' in x"),
+        (lambda c: c["annotations"][0].update(image_id=[]), r"'image_id' cannot be \[\]"),
+        (lambda c: c["annotations"][0]["segments_info"][2].update(score="x"), "'score' cannot"),
         (lambda c: c["annotations"][0].update(image_id=7), "image 7, which .*panoptic.json does"),
     ],
 )
@@ -86,6 +90,31 @@ def test_no_json(own_results):
     (own_results / "results.json").write_text("[]")
     with pytest.raises(ValueError, match=r"results.json holds a list"):
         read_saved(str(own_results))
+
+
+@pytest.mark.parametrize("metrics", [3, {"AP": "high"}])
+def test_results_of_another_kind(own_results, metrics):
+    edit(own_results / "results.json", lambda c: c["report_test_own"].update(bbox=metrics))
+    with pytest.raises(ValueError, match=r"results.json: '(bbox|AP)' cannot be"):
+        read_saved(str(own_results))
+
+
+def test_cityscapes_images_are_not_where_the_json_says(own_results):
+    home = own_results / "inference" / "report_test_own"
+    ids = ["aachen_000000_000019", "ulm_000001_000019"]
+
+    def rename(content):
+        for i, image_id in enumerate(ids):
+            content["annotations"][i]["image_id"] = image_id
+            if "images" in content:
+                content["images"][i]["id"] = image_id
+
+    edit(home / "panoptic_predictions.json", rename)
+    edit(own_results.parent / "data" / "panoptic.json", rename)
+    edit(home / "dataset.json", lambda c: c.update(name="cityscapes_fine_panoptic_val"))
+    files = [image.file_name for image in read_saved(str(own_results)).images]
+    assert files[0].endswith("images/aachen/aachen_000000_000019_leftImg8bit.png")
+    assert files[1].endswith("images/ulm/ulm_000001_000019_leftImg8bit.png")
 
 
 def test_ground_truth_has_moved(own_results):

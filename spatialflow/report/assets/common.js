@@ -7,8 +7,8 @@ const STATES = {
   confused: "wrong class",
   missed: "missed",
   invented: "invented",
-  crowd: "crowd, not counted",
-  ignored: "on void or crowd, not counted",
+  crowd: "not counted: crowd",
+  ignored: "not counted: on void or crowd",
 };
 
 /** An element with properties and children. Strings become text, never markup. */
@@ -46,7 +46,7 @@ function bar(value, kind) {
   );
 }
 
-/** Call a function with the value of the chosen radio button, now and at each change. */
+/** Call a function with the value of the chosen radio button at each change. */
 function onChoice(name, choose) {
   for (const input of document.querySelectorAll(`input[name="${name}"]`)) {
     input.addEventListener("change", () => choose(input.value));
@@ -55,3 +55,17 @@ function onChoice(name, choose) {
 
 const chosen = (name) => document.querySelector(`input[name="${name}"]:checked`).value;
 const contains = (text, part) => text.toLowerCase().includes(part.trim().toLowerCase());
+
+/** Show a title and a text beside the pointer. */
+function showTip(event, [title, text]) {
+  const tip = byId("tip");
+  tip.replaceChildren(el("b", {}, title), text);
+  tip.hidden = false;
+  const { offsetWidth: width, offsetHeight: height } = tip;
+  const left = Math.min(event.clientX + 14, window.innerWidth - width - 8);
+  const below = event.clientY + 18 + height < window.innerHeight;
+  tip.style.left = `${Math.max(8, left)}px`;
+  tip.style.top = `${below ? event.clientY + 18 : event.clientY - height - 12}px`;
+}
+
+const hideTip = () => (byId("tip").hidden = true);

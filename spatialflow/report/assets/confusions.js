@@ -129,15 +129,20 @@ function shorten(context, text, width) {
   return short === text ? text : `${short}…`;
 }
 
+/** Mark a cell and say what it holds: the pair of classes, how many segments. */
 function pointAt(row, column) {
-  [matrix.row, matrix.column] = [row, column];
-  drawMatrix();
+  if (row !== matrix.row || column !== matrix.column) {
+    [matrix.row, matrix.column] = [row, column];
+    drawMatrix();
+  }
   const [truth, predicted] = [axis[row], axis[column]];
   const n = cells.get(`${truth},${predicted}`) ?? 0;
   const total = rowTotals.get(truth) ?? 0;
   const share = truth === NOTHING || !total ? "" : ` of ${total.toLocaleString("en")} (${percent(n / total)} %)`;
   const pair = `${className(truth, "invented")} → ${className(predicted, "missed")}`;
-  byId("matrix-cell").textContent = `${pair}: ${n.toLocaleString("en")}${share}`;
+  const text = `${n.toLocaleString("en")}${share}`;
+  byId("matrix-cell").textContent = `${pair}: ${text}`;
+  return [pair, text];
 }
 
 function cellUnder(event) {
@@ -167,8 +172,10 @@ function onMatrixKey(event) {
 
 byId("matrix").addEventListener("pointermove", (event) => {
   const cell = cellUnder(event);
-  if (cell && (cell[0] !== matrix.row || cell[1] !== matrix.column)) pointAt(...cell);
+  if (cell) showTip(event, pointAt(...cell));
+  else hideTip();
 });
+byId("matrix").addEventListener("pointerleave", hideTip);
 byId("matrix").addEventListener("click", (event) => {
   const cell = cellUnder(event);
   if (cell) filterBy(...cell);
