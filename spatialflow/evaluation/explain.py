@@ -33,12 +33,12 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 from spatialflow.data.coco_panoptic import read_panoptic_json
+from spatialflow.data.parallel import in_parallel
 from spatialflow.data.targets import index_map, read_panoptic_png
 from spatialflow.errors import exit_on_user_error, reading_user_input
 
 from .panoptic_quality import GROUPS, PanopticCounts, SegmentMatches, match_segments
 from .raw_outputs import INDEX, RawOutputs
-from .sweep import mapped
 
 MISTAKES = ("classes", "false positives", "missed", "masks")
 
@@ -106,7 +106,9 @@ def explain(
         )
     tasks = [(p, annotations[p["image_id"]]) for p in predictions]
     one = partial(_explain_image, saved=saved, raw=raw, categories=truth["categories"])
-    tables = tqdm(mapped(one, tasks, workers), total=len(tasks), unit="image", disable=not progress)
+    tables = tqdm(
+        in_parallel(one, tasks, workers), total=len(tasks), unit="image", disable=not progress
+    )
     actual, right_classes, best = np.sum(list(tables), axis=0)
     isthing = np.array([bool(c["isthing"]) for c in truth["categories"]])
     occurs = actual[:, 1:].any(axis=1)

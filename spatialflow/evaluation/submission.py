@@ -22,12 +22,12 @@ import numpy as np
 from tqdm import tqdm
 
 from spatialflow.checkpoint.checkpointer import atomic_write
+from spatialflow.data.parallel import in_parallel
 from spatialflow.data.targets import read_panoptic_png
 from spatialflow.errors import exit_on_user_error, reading_user_input
 
 from .cityscapes import write_instances, write_labels
 from .raw_outputs import RawOutputs
-from .sweep import mapped
 
 _PREDICTIONS = "panoptic_predictions"
 
@@ -58,7 +58,7 @@ def pack_panoptic(folder: str, name: str, out: str, workers: int = 1) -> int:
         category_ids=frozenset(c["id"] for c in predictions["categories"]),
     )
     tasks = [(a, images[a["image_id"]]) for a in annotations]
-    pngs = list(_progress(mapped(check, tasks, workers), len(tasks)))
+    pngs = list(_progress(in_parallel(check, tasks, workers), len(tasks)))
     with _new_zip(out) as archive:
         for path, base in pngs:
             archive.write(path, f"{name}/{base}")

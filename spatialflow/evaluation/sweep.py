@@ -13,7 +13,6 @@ import itertools
 import json
 import os
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 
 import numpy as np
@@ -22,6 +21,7 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 from spatialflow.data.coco_panoptic import read_panoptic_json
+from spatialflow.data.parallel import in_parallel
 from spatialflow.data.targets import read_panoptic_png
 from spatialflow.errors import exit_on_user_error, reading_user_input
 from spatialflow.modeling.panoptic import MergeSettings
@@ -82,7 +82,7 @@ def sweep(
         settings=settings,
     )
     for tables in tqdm(
-        mapped(count_one, tasks_of(raw), workers),
+        in_parallel(count_one, tasks_of(raw), workers),
         total=len(raw.files),
         unit="image",
         disable=not progress,
@@ -102,16 +102,6 @@ def tasks_of(raw: RawOutputs) -> list[Task]:
     if lost:
         raise ValueError(f"{path} does not annotate image {lost[0]!r}, of which there is output.")
     return [(os.path.join(raw.folder, name), annotations[i]) for i, name in raw.files.items()]
-
-
-def mapped(function, items: Sequence, workers: int):
-    """``map`` over processes, in order; 1 worker is this process."""
-    if workers <= 1:
-        yield from map(function, items)
-        return
-    # The workers take all cores; torch need not have threads of its own in each.
-    with ProcessPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        yield from pool.map(function, items, chunksize=8)
 
 
 def _count_image(
@@ -151,6 +141,7 @@ def rows_of(settings: Sequence[MergeSettings], counts: Sequence[PanopticCounts])
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line. Wrong input exits with status 1."""
     args = _parser().parse_args(argv)
+    torch.set_num_threads(1)  # the processes are the parallelism
     with exit_on_user_error(), reading_user_input():
         raw = RawOutputs.open(args.folder)
         values = {name: v for name in SWEPT if (v := getattr(args, name)) is not None}

@@ -15,7 +15,7 @@ def set_thresholds(cfg):
 
 
 def noisy_output(truth, image_id):
-    """Shifted masks, one of them also, and rather, with another class, and stuff labels with a strip of 1."""
+    """Shifted masks, one doubled with a higher score and a wrong class, and a strip of label 1."""
     output = perfect_output(truth, image_id)
     instances = output["instances"]
     instances.pred_masks = instances.pred_masks.roll(1, dims=2)
