@@ -87,6 +87,7 @@ REQUIRED_MODULES = (
     "pycocotools",
     "panopticapi",
     "cv2",
+    "kornia_rs",
     "cityscapesscripts",
     "shapely",
     "tensorboard",

@@ -38,8 +38,13 @@ def read_panoptic_json(path: str) -> dict[str, Any]:
         ValueError: it is no JSON, or a JSON of another kind.
     """
     content = read_panoptic_lists(path)
-    for key in _REQUIRED_FIELDS:
-        _check_fields(path, key, content[key])
+    for key, fields in _REQUIRED_FIELDS.items():
+        for entry in content[key]:
+            missing = [f for f in fields if not isinstance(entry, dict) or f not in entry]
+            if missing:
+                raise ValueError(
+                    f"{path}: an entry of {key!r} has no {missing[0]!r}: {entry}"[:500]
+                )
     return content
 
 
@@ -62,40 +67,6 @@ def read_panoptic_lists(path: str) -> dict[str, Any]:
             "needed."
         )
     return content
-
-
-def read_panoptic_results(path: str) -> list[dict[str, Any]]:
-    """Annotations of a JSON with predictions in COCO's panoptic results format.
-
-    Returns:
-        dicts with ``image_id``, ``file_name`` and ``segments_info``, one an image.
-
-    Raises:
-        FileNotFoundError: the file is not there.
-        ValueError: it is no such JSON, or an image is predicted twice.
-    """
-    try:
-        content = json.loads(Path(path).read_bytes())
-    except FileNotFoundError as e:
-        raise FileNotFoundError(f"Predictions {path} are not there.") from e
-    except (ValueError, RecursionError) as e:
-        raise ValueError(f"{path} is not valid JSON: {e}") from e
-    annotations = content.get("annotations") if isinstance(content, dict) else None
-    if not isinstance(annotations, list):
-        raise ValueError(
-            f"{path} holds no panoptic results: it needs a list 'annotations' with image_id, "
-            "file_name and segments_info for each image."
-        )
-    _check_fields(path, "annotations", annotations)
-    seen: set = set()
-    for annotation in annotations:
-        if annotation["image_id"] in seen:
-            raise ValueError(
-                f"{path}: image {annotation['image_id']!r} is predicted more than once; keep one."
-            )
-        seen.add(annotation["image_id"])
-        _check_segments(path, annotation)
-    return annotations
 
 
 def read_categories(panoptic_json: str) -> Categories:
@@ -199,23 +170,6 @@ def load_unannotated(
 def is_segment_id(value: Any) -> bool:
     """Whether a PNG can hold the id: 0 is void, and there are three bytes."""
     return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**24
-
-
-def _check_fields(path: str, key: str, entries: list) -> None:
-    for entry in entries:
-        fields = _REQUIRED_FIELDS[key]
-        missing = [f for f in fields if not isinstance(entry, dict) or f not in entry]
-        if missing:
-            raise ValueError(f"{path}: an entry of {key!r} has no {missing[0]!r}: {entry}"[:500])
-
-
-def _check_segments(path: str, annotation: dict[str, Any]) -> None:
-    for segment in annotation["segments_info"]:
-        if not isinstance(segment, dict) or not is_segment_id(segment.get("id")):
-            raise ValueError(
-                f"{path}: a segment of image {annotation['image_id']!r} has no id from 1 to "
-                f"2^24 - 1: {segment}"[:500]
-            )
 
 
 def _check_pairs(images: dict, annotations: list[dict[str, Any]], panoptic_json: str) -> None:

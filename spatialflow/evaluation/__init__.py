@@ -13,10 +13,12 @@ _HOMES = {
     "PanopticGroundTruth": "ground_truth",
     "PanopticInstanceEvaluator": "instances",
     "PanopticSemSegEvaluator": "semantic",
+    "bootstrap_intervals": "bootstrap",
     "build_evaluator": "build",
     "format_comparison": "tables",
     "format_results": "tables",
     "match_segments": "panoptic_quality",
+    "score_folder": "folders",
     "write_csv": "tables",
 }
 

@@ -15,11 +15,9 @@ from detectron2.utils import comm
 from panopticapi.utils import id2rgb
 
 from .ground_truth import AnnotatedImage, PanopticGroundTruth
-from .panoptic_quality import GROUPS, PanopticCounts, SegmentMatches, match_segments
+from .panoptic_quality import GROUP_SUFFIXES, PanopticCounts, SegmentMatches, match_segments
 
 logger = logging.getLogger(__name__)
-
-_PQ_KEYS = dict(zip(GROUPS, ("PQ", "PQ_th", "PQ_st"), strict=True))
 
 
 class PanopticEvaluator(DatasetEvaluator):
@@ -169,7 +167,7 @@ class PanopticEvaluator(DatasetEvaluator):
             )
 
     def _warn_of_nothing(self, metrics: Mapping[str, float]) -> None:
-        empty = [group for group, key in _PQ_KEYS.items() if math.isnan(metrics[key])]
+        empty = [group for group, end in GROUP_SUFFIXES.items() if math.isnan(metrics[f"PQ{end}"])]
         if empty:
             logger.warning(
                 f"{self._ground_truth.name}: no class of {', '.join(empty)} occurs in ground truth "

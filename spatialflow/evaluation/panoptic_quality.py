@@ -20,7 +20,7 @@ VOID = 0
 GROUPS: dict[str, bool | None] = {"All": None, "Things": True, "Stuff": False}
 """Name of each average, and which ``isthing`` its categories have (None: any)."""
 QUALITIES = ("PQ", "SQ", "RQ")
-_SUFFIXES = dict(zip(GROUPS, ("", "_th", "_st"), strict=True))
+GROUP_SUFFIXES = dict(zip(GROUPS, ("", "_th", "_st"), strict=True))
 
 
 @dataclass(frozen=True)
@@ -160,6 +160,11 @@ class PanopticCounts:
         np.add.at(self.table[:, 2], pred_rows[matches.spurious], 1)
         np.add.at(self.table[:, 3], gt_rows[matches.missed], 1)
 
+    def add_missed(self, category_ids: Sequence[int]) -> None:
+        """Add an image without prediction, of which these segments (no crowds) are missed."""
+        rows = self._rows_of(np.array(category_ids, dtype=np.int64), "ground truth")
+        np.add.at(self.table[:, 3], rows, 1)
+
     def __iadd__(self, other: PanopticCounts) -> PanopticCounts:
         if self.categories != other.categories:
             raise ValueError("Counts over different categories cannot be added.")
@@ -198,7 +203,7 @@ class PanopticCounts:
             class occurs, that is, where there is nothing to measure.
         """
         metrics = {
-            f"{key}{_SUFFIXES[group]}": value
+            f"{key}{GROUP_SUFFIXES[group]}": value
             for group, (mean, _) in group_averages(self.table, self.categories).items()
             for key, value in zip(QUALITIES, (100 * mean).tolist(), strict=True)
         }

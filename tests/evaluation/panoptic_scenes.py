@@ -40,6 +40,28 @@ def two_images():
     ]
 
 
+def random_image(rng, size=(24, 32), max_segments=8, noise=0.1):
+    """Overlapping boxes as ground truth; the prediction has them shifted, some relabelled."""
+    height, width = size
+    maps = np.zeros((2, height, width), dtype=np.int64)
+    ids = rng.choice(np.arange(1, 256**3), size=(2, max_segments), replace=False)
+    for k in range(rng.integers(1, max_segments + 1)):
+        x, y = rng.integers(0, width - 4), rng.integers(0, height - 4)
+        w, h = rng.integers(3, width // 2), rng.integers(3, height // 2)
+        shift = rng.integers(0, 3)
+        maps[0, y : y + h, x : x + w] = ids[0, k]
+        maps[1, y + shift : y + h, x : x + w + shift] = ids[1, k]
+    maps[:, rng.random(size) < noise] = 0
+    labels = rng.choice([c["id"] for c in CATEGORIES], size=max_segments)
+    crowd = rng.random(max_segments) < 0.2
+    other = np.where(rng.random(max_segments) < 0.2, rng.permutation(labels), labels)
+    lists = [
+        [segment(int(i), int(c), int(w)) for i, c, w in zip(*row, strict=True) if (m == i).any()]
+        for m, row in zip(maps, ((ids[0], labels, crowd), (ids[1], other, crowd)), strict=True)
+    ]
+    return maps[1], lists[1], maps[0], lists[0]
+
+
 def write_panoptic(folder, images, categories=CATEGORIES):
     """Write id maps and segments as a dataset; returns the paths a registration takes."""
     (folder / "images").mkdir()
@@ -59,6 +81,20 @@ def write_panoptic(folder, images, categories=CATEGORIES):
         )
     (folder / "panoptic.json").write_text(json.dumps(content))
     return str(folder / "images"), str(folder / "png"), str(folder / "panoptic.json")
+
+
+def write_results(folder, images):
+    """Write predicted id maps and segments by image number as COCO panoptic results."""
+    png = folder / "predicted"
+    png.mkdir()
+    annotations = []
+    for i, (id_map, segments) in images.items():
+        cv2.imwrite(str(png / f"p{i}.png"), id2rgb(id_map.astype(np.int64))[..., ::-1])
+        segments = [{"id": s["id"], "category_id": s["category_id"]} for s in segments]
+        annotations.append({"image_id": i, "file_name": f"p{i}.png", "segments_info": segments})
+    path = folder / "predicted.json"
+    path.write_text(json.dumps({"annotations": annotations}))
+    return path
 
 
 def inputs_of(dataset_name):

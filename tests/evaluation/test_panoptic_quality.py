@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from panoptic_scenes import random_image
 from panopticapi.evaluation import pq_compute_single_core
 from panopticapi.utils import id2rgb
 from PIL import Image
@@ -120,7 +121,7 @@ def test_crowd_is_no_true_positive():
 
 def test_counts_of_parts_add_up():
     rng = np.random.default_rng(0)
-    images = [_random_image(rng) for _ in range(6)]
+    images = [random_image(rng) for _ in range(6)]
     whole, first, second = (PanopticCounts(CATEGORIES) for _ in range(3))
     for i, image in enumerate(images):
         whole.add(match_segments(*image))
@@ -176,28 +177,6 @@ def test_overlaps_counts_void_and_pairs():
     assert shared.tolist() == [[2, 0], [0, 2], [0, 4]]
 
 
-def _random_image(rng, size=(24, 32), max_segments=8, noise=0.1):
-    """Overlapping boxes as ground truth; the prediction has them shifted, some relabelled."""
-    height, width = size
-    maps = np.zeros((2, height, width), dtype=np.int64)
-    ids = rng.choice(np.arange(1, 256**3), size=(2, max_segments), replace=False)
-    for k in range(rng.integers(1, max_segments + 1)):
-        x, y = rng.integers(0, width - 4), rng.integers(0, height - 4)
-        w, h = rng.integers(3, width // 2), rng.integers(3, height // 2)
-        shift = rng.integers(0, 3)
-        maps[0, y : y + h, x : x + w] = ids[0, k]
-        maps[1, y + shift : y + h, x : x + w + shift] = ids[1, k]
-    maps[:, rng.random(size) < noise] = 0
-    labels = rng.choice([c["id"] for c in CATEGORIES], size=max_segments)
-    crowd = rng.random(max_segments) < 0.2
-    other = np.where(rng.random(max_segments) < 0.2, rng.permutation(labels), labels)
-    lists = [
-        [seg(int(i), int(c), int(w)) for i, c, w in zip(*row, strict=True) if (m == i).any()]
-        for m, row in zip(maps, ((ids[0], labels, crowd), (ids[1], other, crowd)), strict=True)
-    ]
-    return maps[1], lists[1], maps[0], lists[0]
-
-
 def _panopticapi(images, categories, folder):
     """panopticapi's own averages over images that are written to a folder for it."""
     pairs = []
@@ -235,7 +214,7 @@ def _assert_same(ours, theirs):
 @given(seed=st.integers(0, 2**32 - 1), n=st.integers(1, 4), noise=st.sampled_from([0, 0.05, 0.5]))
 def test_equals_panopticapi_on_random_maps(tmp_path_factory, seed, n, noise):
     rng = np.random.default_rng(seed)
-    images = [_random_image(rng, noise=noise) for _ in range(n)]
+    images = [random_image(rng, noise=noise) for _ in range(n)]
     theirs = _panopticapi(images, CATEGORIES, tmp_path_factory.mktemp("pq"))
     _assert_same(results_of(*images), theirs)
 
