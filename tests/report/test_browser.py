@@ -147,7 +147,7 @@ def test_matrix_by_keyboard_and_pointer(page):
     assert readout.inner_text() == "sky → missed: 0 of 1 (0.0 %)"
     assert page.locator("#tip").inner_text() == "sky → missed\n0 of 1 (0.0 %)"
     page.mouse.move(0, 0)
-    assert not page.locator("#tip").is_visible()
+    playwright.expect(page.locator("#tip")).to_be_hidden()
 
 
 def hover_pixel(page, canvas, x, y):
@@ -164,14 +164,14 @@ def test_hover(page):
     assert tip.inner_text() == "dog, score 0.80\nwrong class: is really cat, IoU 1.00"
     assert "invented; best overlap </script>" in hover_pixel(page, predicted, 5, 21).inner_text()
     assert "missed; nothing overlaps" in hover_pixel(page, truth, 25, 15).inner_text()
-    assert not hover_pixel(page, predicted, 25, 15).is_visible()  # void
+    playwright.expect(hover_pixel(page, predicted, 25, 15)).to_be_hidden()  # void
 
 
 def test_segments_by_keyboard(page):
     page.locator("#gallery-worst summary").focus()
     page.keyboard.press("Enter")
     segments = page.locator("#gallery-worst .segment")
-    assert segments.count() == 10
+    playwright.expect(segments).to_have_count(10)
     read = "c => c.getContext('2d').getImageData(1, 1, 1, 1).data[3]"
     sky = page.locator("#gallery-worst canvas").first
     page.keyboard.press("Tab")  # to grass, the largest: the sky fades

@@ -101,13 +101,12 @@ function showTasks() {
 }
 
 function showRun() {
-  const versions = { ...data.versions, ...(data.weights ? { Weights: data.weights } : {}) };
-  for (const [name, version] of Object.entries(versions)) {
+  for (const [name, version] of Object.entries(data.versions)) {
     byId("versions").append(el("div", {}, el("dt", {}, name), el("dd", {}, version)));
   }
   byId("environment-title").textContent = data.environment_of_run
     ? "Environment of the run (log.txt)"
-    : "Environment in which this page was written (the run left no log.txt that tells its own)";
+    : "Environment of this page (the run left no log.txt that tells its own)";
   byId("environment").textContent = data.environment;
   byId("config").textContent = data.config ?? "There is no config.yaml beside the predictions.";
 }
