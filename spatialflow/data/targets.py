@@ -31,8 +31,13 @@ _PNG_SIZE, _PNG_BIT_DEPTH, _PNG_COLOR_TYPE = 16, 24, 25  # offsets of these in a
 _PNG_RGB = (2, 6)  # colour types RGB and RGB with alpha
 
 
-def read_panoptic_png(path: str) -> np.ndarray:
+def read_panoptic_png(path: str, out: np.ndarray | None = None) -> np.ndarray:
     """Segment ids of a panoptic PNG: id = R + 256 G + 65536 B, 0 is void.
+
+    Args:
+        path: of the file.
+        out: what an earlier call returned; if the size is the same, it is overwritten and
+            returned. Asking for fresh memory costs as much as half of the decoding.
 
     Returns:
         (H, W) int32.
@@ -53,11 +58,13 @@ def read_panoptic_png(path: str) -> np.ndarray:
             f"Panoptic PNG {path} must be 8-bit RGB (id = R + 256 G + 65536 B), not grey, 16-bit "
             "or with a palette."
         )
-    rgba = _decode_rgba(data)
+    pixels = None if out is None else out.view(np.uint8).reshape(*out.shape, 4)
+    rgba = _decode_rgba(data, pixels)
     if rgba is None:
         raise ValueError(f"Panoptic PNG {path} is damaged and cannot be decoded; replace it.")
     # Four bytes a pixel, read as one little-endian integer; the top byte is the alpha of 255.
-    return rgba.view("<i4")[..., 0] & 0xFFFFFF
+    ids = rgba.view("<i4")[..., 0]
+    return np.bitwise_and(ids, 0xFFFFFF, out=ids)
 
 
 def index_map(ids: np.ndarray, segments: Segments, file_name: str) -> np.ndarray:
@@ -132,18 +139,18 @@ def stuff_labels(index: np.ndarray, segments: Segments) -> np.ndarray:
     return np.array([VOID_LABEL, *(s["stuff_label"] for s in segments)], np.uint8)[index]
 
 
-def _decode_rgba(png: bytes) -> np.ndarray | None:
+def _decode_rgba(png: bytes, out: np.ndarray | None) -> np.ndarray | None:
     """(H, W, 4) pixels of an 8-bit RGB(A) PNG, made opaque; None when it is damaged."""
     if png[_PNG_COLOR_TYPE] != _PNG_RGB[0]:
         bgr = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_COLOR)
-        return None if bgr is None else cv2.cvtColor(bgr, cv2.COLOR_BGR2RGBA)
+        return None if bgr is None else cv2.cvtColor(bgr, cv2.COLOR_BGR2RGBA, out)
     # Five times as fast as OpenCV's decoder, and most of the time that evaluation takes.
     width, height = struct.unpack_from(">II", png, _PNG_SIZE)
     try:
         rgb = decode_image_png_u8(png, (height, width), "rgb")
     except Exception:  # it has no class of its own for what is damaged
         return None
-    return cv2.cvtColor(rgb, cv2.COLOR_RGB2RGBA)
+    return cv2.cvtColor(rgb, cv2.COLOR_RGB2RGBA, out)
 
 
 def _runs(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -26,6 +26,9 @@ from .results_file import check_segments, read_panoptic_results
 
 logger = logging.getLogger(__name__)
 
+_maps: list[np.ndarray | None] = [None, None]
+"""The last two maps that this process has read, to be overwritten by the next two."""
+
 
 @dataclass(frozen=True)
 class PanopticFolder:
@@ -173,7 +176,9 @@ def _count(
             os.path.join(folder.root, entry["file_name"])
             for folder, entry in ((predictions, pair.predicted), (truth, pair.truth))
         ]
-        predicted_map, true_map = (read_panoptic_png(path) for path in paths)
+        predicted_map, true_map = _maps[:] = [
+            read_panoptic_png(path, out) for path, out in zip(paths, _maps, strict=True)
+        ]
         segments = pair.truth["segments_info"]
         try:
             matches = match_segments(

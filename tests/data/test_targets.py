@@ -47,6 +47,20 @@ def test_png_is_read_whoever_wrote_it(tmp_path):
         assert (read_panoptic_png(str(tmp_path / f"{name}.png")) == ids).all(), name
 
 
+def test_png_is_read_into_what_an_earlier_call_returned(tmp_path):
+    first, second, other = (
+        np.random.default_rng(i).integers(0, 2**24, size)
+        for i, size in enumerate([(4, 6), (4, 6), (6, 4)])
+    )
+    for name, ids in (("first", first), ("second", second), ("other", other)):
+        write_ids(tmp_path / f"{name}.png", ids)
+    buffer = read_panoptic_png(str(tmp_path / "first.png"))
+    read = read_panoptic_png(str(tmp_path / "second.png"), buffer)
+    assert (read == second).all() and np.shares_memory(read, buffer)
+    read = read_panoptic_png(str(tmp_path / "other.png"), buffer)
+    assert (read == other).all() and (buffer == second).all()
+
+
 @pytest.mark.parametrize("mode", ["RGB", "RGBA"])
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "header only", "huge"])
 def test_damaged_png_is_named(tmp_path, mode, damage):

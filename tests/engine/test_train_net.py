@@ -1,5 +1,6 @@
 """The command as users start it."""
 
+import ast
 import json
 import os
 import re
@@ -81,6 +82,23 @@ def test_mistakes_end_in_one_message(
     assert stop.value.code.startswith("error: ")
     assert message in stop.value.code
     assert "Traceback" not in capfd.readouterr().err
+
+
+def test_datasets_of_other_classes_end_in_one_message(monkeypatch, toy_datasets, tmp_path):
+    toy = toy_datasets / "toy"
+    content = json.loads((toy / "panoptic_val.json").read_text())
+    content["categories"].append({"id": 99, "name": "unicorn", "isthing": 1})
+    (tmp_path / "more.json").write_text(json.dumps(content))
+    overrides = tiny_overrides(toy_datasets, tmp_path / "out")
+    entries = ast.literal_eval(overrides[1])
+    more = (toy / "val", toy / "panoptic_val", tmp_path / "more.json")
+    entries.append(["more_val", *map(str, more)])
+    names = ("tiny_val", "more_val")
+    changed = ["DATASETS.REGISTER", entries, "DATASETS.TEST", names, "MODEL.WEIGHTS", "w.pth"]
+    with pytest.raises(
+        SystemExit, match=r"error: .* dataset tiny_val, but \d+ for dataset more_val"
+    ):
+        here(monkeypatch, "--config-file", CONFIG, "--eval-only", *overrides, *changed)
 
 
 def test_weights_of_other_classes_end_in_one_message(monkeypatch, toy_datasets, tmp_path):
