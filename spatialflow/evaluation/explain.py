@@ -25,64 +25,45 @@ import argparse
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
-from tabulate import tabulate
 from tqdm import tqdm
 
+from spatialflow.data.categories import Categories
 from spatialflow.data.coco_panoptic import read_panoptic_json
 from spatialflow.data.parallel import in_parallel
 from spatialflow.data.targets import index_map, read_panoptic_png
 from spatialflow.errors import exit_on_user_error, reading_user_input
 
+from .folders import ImagePair, PanopticFolder
 from .panoptic_quality import GROUPS, PanopticCounts, SegmentMatches, match_segments
 from .raw_outputs import INDEX, RawOutputs
+from .results_file import read_panoptic_results
+from .score import add_input_arguments, ground_truth_of, predictions_of
+from .tables import table
 
 MISTAKES = ("classes", "false positives", "missed", "masks")
 
 
-@dataclass(frozen=True)
-class SavedEvaluation:
-    """Predictions on disk and their ground truth, both in COCO panoptic format.
-
-    Attributes:
-        predictions, prediction_root: results JSON and folder of its PNGs.
-        panoptic_json, panoptic_root: the ground truth.
-    """
-
-    predictions: str
-    prediction_root: str
-    panoptic_json: str
-    panoptic_root: str
-
-    @classmethod
-    def of_folder(cls, folder: str) -> SavedEvaluation:
-        """What TEST.SAVE_PREDICTIONS wrote into a folder.
-
-        Raises:
-            FileNotFoundError: there is no ``dataset.json`` in it.
-        """
-        path = os.path.join(folder, "dataset.json")
-        if not os.path.isfile(path):
-            raise FileNotFoundError(
-                f"{path} is not there; evaluate with TEST.SAVE_PREDICTIONS True first."
-            )
-        with open(path) as f:
-            dataset = json.load(f)
-        root = os.path.join(folder, "panoptic_predictions")
-        return cls(f"{root}.json", root, dataset["panoptic_json"], dataset["panoptic_root"])
-
-
 def explain(
-    saved: SavedEvaluation, raw: RawOutputs | None = None, workers: int = 1, progress: bool = False
+    predictions: PanopticFolder,
+    truth: PanopticFolder,
+    categories: Categories | None = None,
+    raw: RawOutputs | None = None,
+    workers: int = 1,
+    progress: bool = False,
 ) -> dict:
     """Put each kind of mistake right and say what PQ would be; see the module's docstring.
 
+    Images without prediction count as in :func:`spatialflow.evaluation.folders.score_folder`.
+
     Args:
-        saved: predictions and ground truth.
-        raw: what they were merged from.
+        predictions: results JSON and PNGs.
+        truth: JSON of the dataset and PNGs.
+        categories: of the dataset; None: those of its JSON.
+        raw: what the predictions were merged from.
         workers: processes; 1 is this one.
         progress: show a progress bar.
 
@@ -91,26 +72,27 @@ def explain(
         "best merge": PQ, with raw outputs}}``, in percent.
 
     Raises:
-        FileNotFoundError, ValueError: a file is missing or damaged, or predictions, raw outputs
-            and ground truth are not of the same images.
+        FileNotFoundError, ValueError: a file is missing or damaged, or an image has a prediction
+            and no raw output.
     """
-    truth = read_panoptic_json(saved.panoptic_json)
-    with open(saved.predictions) as f:
-        predictions = json.load(f)["annotations"]
-    annotations = {a["image_id"]: a for a in truth["annotations"]}
-    lost = [p["image_id"] for p in predictions if p["image_id"] not in annotations]
-    lost += [p["image_id"] for p in predictions if raw and p["image_id"] not in raw.files]
+    content = read_panoptic_json(truth.json)
+    classes = (categories or Categories.from_json(content["categories"])).as_json()
+    predicted = {p["image_id"]: p for p in read_panoptic_results(predictions.json)}
+    lost = [i for i in predicted if raw is not None and i not in raw.files]
     if lost:
-        raise ValueError(
-            f"Image {lost[0]!r} of {saved.predictions} has no ground truth or raw output."
-        )
-    tasks = [(p, annotations[p["image_id"]]) for p in predictions]
-    one = partial(_explain_image, saved=saved, raw=raw, categories=truth["categories"])
+        raise ValueError(f"{raw.folder} has no raw output of image {lost[0]!r}.")
+    tasks = [ImagePair(a, predicted.get(a["image_id"])) for a in content["annotations"]]
+    one = partial(
+        _explain_image,
+        roots=(predictions.root, truth.root),
+        raw=raw,
+        categories=classes,
+    )
     tables = tqdm(
         in_parallel(one, tasks, workers), total=len(tasks), unit="image", disable=not progress
     )
-    actual, right_classes, best = np.sum(list(tables), axis=0)
-    isthing = np.array([bool(c["isthing"]) for c in truth["categories"]])
+    actual, right_classes, best = sum(tables)
+    isthing = np.array([bool(c["isthing"]) for c in classes])
     occurs = actual[:, 1:].any(axis=1)
     report = {}
     for group, wanted in GROUPS.items():
@@ -149,17 +131,16 @@ def _pq(table: np.ndarray) -> float:
 
 
 def _explain_image(
-    task: tuple[dict, dict],
-    saved: SavedEvaluation,
-    raw: RawOutputs | None,
-    categories: list[dict],
+    pair: ImagePair, roots: tuple[str, str], raw: RawOutputs | None, categories: list[dict]
 ) -> np.ndarray:
     """(3, C, 4) counts: as predicted, with right classes, of the best merge (0 without)."""
-    prediction, annotation = task
-    png = os.path.join(saved.panoptic_root, annotation["file_name"])
-    truth, segments = read_panoptic_png(png), annotation["segments_info"]
-    predicted_png = os.path.join(saved.prediction_root, prediction["file_name"])
-    id_map, predicted = read_panoptic_png(predicted_png), prediction["segments_info"]
+    png = os.path.join(roots[1], pair.truth["file_name"])
+    truth, segments = read_panoptic_png(png), pair.truth["segments_info"]
+    if pair.predicted is None:
+        missed = match_segments(np.zeros_like(truth), [], truth, segments)
+        return np.stack([_table(missed, categories)] * 3)
+    predicted_png = os.path.join(roots[0], pair.predicted["file_name"])
+    id_map, predicted = read_panoptic_png(predicted_png), pair.predicted["segments_info"]
     try:
         actual = match_segments(id_map, predicted, truth, segments)
         relabelled = with_right_classes(id_map, predicted, truth, segments)
@@ -168,7 +149,7 @@ def _explain_image(
         raise ValueError(f"{predicted_png} against {png}: {e}.") from e
     if raw is None:
         return np.stack([*tables, np.zeros_like(tables[0])])
-    instances, labels = raw.load(prediction["image_id"])
+    instances, labels = raw.load(pair.predicted["image_id"])
     best = best_merge(
         instances.pred_masks.numpy(),
         np.array(raw.thing_ids)[instances.pred_classes.numpy()],
@@ -265,10 +246,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Command line. Wrong input exits with status 1."""
     args = _parser().parse_args(argv)
     with exit_on_user_error(), reading_user_input():
-        has_raw = os.path.isfile(os.path.join(args.folder, INDEX))
-        raw = RawOutputs.open(args.folder) if has_raw else None
-        saved = SavedEvaluation.of_folder(args.folder)
-        report = explain(saved, raw, args.workers, progress=True)
+        _, truth, categories = ground_truth_of(args)
+        has_raw = os.path.isfile(os.path.join(args.predictions, INDEX))
+        raw = RawOutputs.open(args.predictions) if has_raw else None
+        report = explain(predictions_of(args), truth, categories, raw, args.workers, progress=True)
         print(as_text(report))
         if args.json_out:
             with open(args.json_out, "w") as f:
@@ -284,20 +265,17 @@ def as_text(report: dict) -> str:
     if all("best merge" in r for r in report.values()):
         lines["best merge"] = [r["best merge"] for r in report.values()]
     rows = [[name, *(f"{v:.2f}" for v in values)] for name, values in lines.items()]
-    return tabulate(
-        rows, ["PQ with", *report], tablefmt="pipe", disable_numparse=True, stralign="right"
-    )
+    return table(rows, ["PQ with", *report])
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m spatialflow.evaluation.explain",
-        description="What PQ would be if one kind of mistake were right, from the predictions "
-        "that an evaluation with TEST.SAVE_PREDICTIONS True wrote; with TEST.SAVE_RAW_OUTPUTS "
-        "True also what the best merge would have given.",
+        description="What PQ would be if one kind of mistake were right, from predictions on "
+        "disk; in the folder of an evaluation with TEST.SAVE_RAW_OUTPUTS True also what the best "
+        "merge would have given.",
     )
-    parser.add_argument("folder", help="OUTPUT_DIR/inference/DATASET of that evaluation")
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes")
+    add_input_arguments(parser)
     parser.add_argument("--json-out", metavar="FILE", help="write the report as JSON")
     return parser
 

@@ -39,11 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     logging.basicConfig(format="%(levelname)s: %(message)s")
     try:
-        name, truth, categories = _ground_truth(args)
-        path = args.predictions
-        if os.path.isdir(path):
-            path = os.path.join(path, "panoptic_predictions.json")
-        predictions = PanopticFolder(path, args.predictions_folder)
+        name, truth, categories = ground_truth_of(args)
+        predictions = predictions_of(args)
         score = score_folder(predictions, truth, categories, args.workers, progress=True)
         intervals = {}
         if args.bootstrap:
@@ -63,6 +60,18 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    add_input_arguments(parser)
+    add = parser.add_argument
+    add("--per-class", action="store_true", help="show a table of all classes")
+    add("--bootstrap", type=int, default=0, metavar="N", help="95 %% intervals from N replicates")
+    add("--seed", type=int, default=0, help="of the bootstrap")
+    add("--json-out", metavar="FILE", help="write everything to a JSON file")
+    add("--csv-out", metavar="FILE", help="write a CSV with a row for each number")
+    return parser
+
+
+def add_input_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments that say which predictions and which ground truth, and how many processes."""
     add = parser.add_argument
     add("predictions", help="JSON of COCO panoptic results, or the folder of a saved evaluation")
     add("--predictions-folder", default="", help="its PNGs; default: the JSON's name without .json")
@@ -70,16 +79,18 @@ def _parser() -> argparse.ArgumentParser:
     add("--panoptic", default="", help="its PNGs; default: the JSON's name without .json")
     add("--dataset", help="ground truth: a registered name or a dataset.json")
     add("--config-file", help="config whose DATASETS.REGISTER has the name")
-    add("--per-class", action="store_true", help="show a table of all classes")
-    add("--bootstrap", type=int, default=0, metavar="N", help="95 %% intervals from N replicates")
-    add("--seed", type=int, default=0, help="of the bootstrap")
     add("--workers", type=int, default=os.cpu_count(), help="processes")
-    add("--json-out", metavar="FILE", help="write everything to a JSON file")
-    add("--csv-out", metavar="FILE", help="write a CSV with a row for each number")
-    return parser
 
 
-def _ground_truth(args: argparse.Namespace) -> tuple[str, PanopticFolder, Categories | None]:
+def predictions_of(args: argparse.Namespace) -> PanopticFolder:
+    """The predictions that :func:`add_input_arguments` asks for."""
+    path = args.predictions
+    if os.path.isdir(path):
+        path = os.path.join(path, "panoptic_predictions.json")
+    return PanopticFolder(path, args.predictions_folder)
+
+
+def ground_truth_of(args: argparse.Namespace) -> tuple[str, PanopticFolder, Categories | None]:
     """Name and files of the ground truth, and its categories unless they are the JSON's."""
     dataset = args.dataset
     if args.json:

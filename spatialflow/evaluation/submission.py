@@ -28,6 +28,7 @@ from spatialflow.errors import exit_on_user_error, reading_user_input
 
 from .cityscapes import write_instances, write_labels
 from .raw_outputs import RawOutputs
+from .results_file import check_segments, read_panoptic_results
 
 _PREDICTIONS = "panoptic_predictions"
 
@@ -49,14 +50,13 @@ def pack_panoptic(folder: str, name: str, out: str, workers: int = 1) -> int:
         ValueError: images are not predicted or unknown, or a PNG does not fit its segments, its
             image or the categories.
     """
-    predictions = _read_json(os.path.join(folder, f"{_PREDICTIONS}.json"))
-    annotations, images = predictions["annotations"], _images(folder)
+    path = os.path.join(folder, f"{_PREDICTIONS}.json")
+    annotations, images = read_panoptic_results(path), _images(folder)
     _check_images({a["image_id"] for a in annotations}, images, folder)
-    check = partial(
-        _check_map,
-        root=os.path.join(folder, _PREDICTIONS),
-        category_ids=frozenset(c["id"] for c in predictions["categories"]),
-    )
+    category_ids = {c["id"] for c in _read_json(path)["categories"]}
+    for annotation in annotations:
+        check_segments(path, annotation, category_ids)
+    check = partial(_check_map, root=os.path.join(folder, _PREDICTIONS))
     tasks = [(a, images[a["image_id"]]) for a in annotations]
     pngs = list(_progress(in_parallel(check, tasks, workers), len(tasks)))
     with _new_zip(out) as archive:
@@ -129,7 +129,7 @@ def _check_images(predicted: set, images: Mapping[Hashable, dict], folder: str) 
         )
 
 
-def _check_map(task: tuple[dict, dict], root: str, category_ids: frozenset[int]) -> tuple[str, str]:
+def _check_map(task: tuple[dict, dict], root: str) -> tuple[str, str]:
     """Path of a PNG that fits its segments and image, and its name."""
     annotation, image = task
     path = os.path.join(root, annotation["file_name"])
@@ -139,9 +139,6 @@ def _check_map(task: tuple[dict, dict], root: str, category_ids: frozenset[int])
     listed, found = [s["id"] for s in segments], set(np.unique(id_map).tolist()) - {0}
     if len(set(listed)) < len(listed) or set(listed) != found:
         raise ValueError(f"{path} and its segments have different ids, or an id is listed twice.")
-    unknown = {s["category_id"] for s in segments} - category_ids
-    if unknown:
-        raise ValueError(f"{path} has segments of unknown categories: {sorted(unknown)}.")
     return path, annotation["file_name"]
 
 

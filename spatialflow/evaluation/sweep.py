@@ -17,7 +17,6 @@ from functools import partial
 
 import numpy as np
 import torch
-from tabulate import tabulate
 from tqdm import tqdm
 
 from spatialflow.data.coco_panoptic import read_panoptic_json
@@ -28,6 +27,7 @@ from spatialflow.modeling.panoptic import MergeSettings
 
 from .panoptic_quality import GROUPS, PanopticCounts, match_segments
 from .raw_outputs import RawOutputs, load_raw_output
+from .tables import table
 
 SWEPT = {
     "score_thresh": "MODEL.PANOPTIC_FPN.COMBINE.INSTANCES_CONFIDENCE_THRESH",
@@ -87,8 +87,8 @@ def sweep(
         unit="image",
         disable=not progress,
     ):
-        for count, table in zip(counts, tables, strict=True):
-            count.table += table
+        for count, part in zip(counts, tables, strict=True):
+            count.table += part
     return counts
 
 
@@ -186,12 +186,12 @@ def _fill(text: str) -> float | None:
 
 def _table(rows: Sequence[Mapping]) -> str:
     shown = [
-        [*(f"{row[k]:.2f}" for k in ("PQ", "PQ_th", "PQ_st")), *(row[k] for k in SWEPT)]
-        + ["as evaluated"] * row["is_config"]
+        [f"{row[key]:.2f}" for key in ("PQ", "PQ_th", "PQ_st")]
+        + ["off" if row[name] is None else str(row[name]) for name in SWEPT]
+        + ["as evaluated" if row["is_config"] else ""]
         for row in rows
     ]
-    headers = ["PQ", "PQ things", "PQ stuff", *SWEPT, ""]
-    return tabulate(shown, headers, tablefmt="pipe", missingval="off", disable_numparse=True)
+    return table(shown, ["PQ", "PQ things", "PQ stuff", *SWEPT, ""])
 
 
 if __name__ == "__main__":

@@ -12,12 +12,12 @@ from raw_scenes import evaluate_noisy
 
 from spatialflow.evaluation.explain import (
     MISTAKES,
-    SavedEvaluation,
     as_text,
     best_merge,
     explain,
     main,
 )
+from spatialflow.evaluation.folders import PanopticFolder
 from spatialflow.evaluation.raw_outputs import RawOutputs
 
 GRASS, CAT, DOG, SKY = (c["id"] for c in CATEGORIES)
@@ -41,7 +41,7 @@ def save(tmp_path):
         annotation = {"image_id": 0, "file_name": "scene0.png", "segments_info": segments}
         results = tmp_path / "predictions.json"
         results.write_text(json.dumps({"annotations": [annotation]}))
-        return SavedEvaluation(str(results), str(tmp_path), path, root)
+        return PanopticFolder(str(results), str(tmp_path)), PanopticFolder(path, root)
 
     return write
 
@@ -50,7 +50,7 @@ def test_each_mistake(save):
     """The cat is called a dog and loses a fifth; another dog is in the sky, which is not found."""
     predicted = np.where(scene()[0] == 7, 3, 0)
     predicted[:4, 5:], predicted[5:7, 5:] = 4, 5
-    report = explain(save(predicted, [segment(3, GRASS), segment(4, DOG), segment(5, DOG)]))
+    report = explain(*save(predicted, [segment(3, GRASS), segment(4, DOG), segment(5, DOG)]))
     # grass 100, cat 0 (missed), dog 0 (twice false), sky 0 (missed)
     assert report["All"]["PQ"] == 25
     assert report["All"]["alone"] == pytest.approx(
@@ -70,37 +70,41 @@ def test_masks_alone_leave_recognition(save):
     """Four fifths of the cat and a dog that is not there: SQ 0.8, RQ of cats 1."""
     predicted = np.where(scene()[0] == 1, 0, scene()[0])
     predicted[:4, 5:] = 1
-    report = explain(save(predicted, scene()[1]))
+    report = explain(*save(predicted, scene()[1]))
     assert report["Things"]["PQ"] == pytest.approx(80)
     assert report["Things"]["alone"]["masks"] == 100
     assert report["Things"]["alone"]["missed"] == pytest.approx(80)
 
 
 def test_nothing_is_wrong(save):
-    report = explain(save(*scene()))
+    report = explain(*save(*scene()))
     for kind in ("alone", "in turn"):
         assert report["All"][kind] == dict.fromkeys(MISTAKES, 100.0)
 
 
 def test_group_that_does_not_occur(save):
     ids, segments = np.full((4, 4), 7), [segment(7, GRASS)]
-    report = explain(save(ids, segments, (ids, segments)))
+    report = explain(*save(ids, segments, (ids, segments)))
     assert math.isnan(report["Things"]["PQ"]) and report["All"]["PQ"] == 100
 
 
 def test_crowds_take_no_prediction(save):
     ids, (grass, _, sky) = scene()
     truth = ids, [grass, segment(1, CAT, iscrowd=1), sky]
-    report = explain(save(ids, [grass, segment(1, DOG), sky], truth))
+    report = explain(*save(ids, [grass, segment(1, DOG), sky], truth))
     assert report["Things"]["PQ"] == report["Things"]["alone"]["classes"] == 0
 
 
-def test_image_without_ground_truth(save):
-    saved = save(*scene())
-    with open(saved.panoptic_json, "w") as f:
-        json.dump({"images": [], "annotations": [], "categories": CATEGORIES}, f)
-    with pytest.raises(ValueError, match=r"Image 0 of .*predictions.json has no ground truth"):
-        explain(saved)
+def test_image_without_prediction(save):
+    predictions, truth = save(*scene())
+    with open(predictions.json, "w") as f:
+        json.dump({"annotations": []}, f)
+    report = explain(predictions, truth)
+    assert report["All"]["PQ"] == 0
+    assert report["All"]["alone"] == {
+        **dict.fromkeys(MISTAKES, 0.0),
+        "missed": 100,
+    }
 
 
 def merge_best(masks, classes, stuff, index, segments):
@@ -148,12 +152,14 @@ def test_best_merge_of_nothing():
 
 def test_evaluation_with_raw_outputs(register, cfg, tmp_path, capsys):
     metrics = evaluate_noisy(register, cfg, tmp_path, copies=2)
-    saved, raw = SavedEvaluation.of_folder(str(tmp_path)), RawOutputs.open(str(tmp_path))
-    report = explain(saved, raw)
+    raw = RawOutputs.open(str(tmp_path))
+    predictions = PanopticFolder(str(tmp_path / "panoptic_predictions.json"))
+    truth = PanopticFolder(raw.truth["panoptic_json"], raw.truth["panoptic_root"])
+    report = explain(predictions, truth, raw=raw)
     assert report["All"]["PQ"] == pytest.approx(metrics["PQ"])
     assert report["All"]["PQ"] < report["All"]["best merge"] < 100
     assert report["All"]["in turn"]["masks"] == 100
-    assert explain(saved, raw, workers=2) == report
+    assert explain(predictions, truth, raw=raw, workers=2) == report
     main([str(tmp_path), "--workers", "1", "--json-out", str(tmp_path / "out.json")])
     assert json.loads((tmp_path / "out.json").read_text()) == report
     assert as_text(report) in capsys.readouterr().out
@@ -162,6 +168,14 @@ def test_evaluation_with_raw_outputs(register, cfg, tmp_path, capsys):
     assert "best merge" not in capsys.readouterr().out
 
 
+def test_raw_outputs_of_other_images(register, cfg, tmp_path):
+    evaluate_noisy(register, cfg, tmp_path)
+    index = tmp_path / "raw_outputs.json"
+    index.write_text(json.dumps({**json.loads(index.read_text()), "images": []}))
+    with pytest.raises(SystemExit, match="no raw output of image 0"):
+        main([str(tmp_path)])
+
+
 def test_nothing_was_saved(tmp_path):
-    with pytest.raises(SystemExit, match="TEST.SAVE_PREDICTIONS True"):
+    with pytest.raises(SystemExit, match="Which ground truth"):
         main([str(tmp_path)])

@@ -84,7 +84,7 @@ def _unknown_image(content):
         (_drop_image, "1 of 2 images are not predicted, such as 1; 0 predicted"),
         (_unknown_image, "1 of 2 images are not predicted, such as 0; 1 predicted images are not"),
         (_drop_segment, r"scene0.png and its segments have different ids"),
-        (_unknown_category, r"scene0.png has segments of unknown categories: \[77\]"),
+        (_unknown_category, "image 0: segment 1 has category id 77"),
     ],
 )
 def test_predictions_are_checked(evaluated, tmp_path, change, message):
