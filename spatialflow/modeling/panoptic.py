@@ -11,6 +11,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
+from detectron2.structures import Instances
 from torch import Tensor
 
 from .pasted_masks import PastedMasks
@@ -96,6 +97,27 @@ def merge_panoptic(
     return _describe(panoptic, scores[order], classes[order], num_stuff_labels)
 
 
+def merge_results(
+    instances: Instances, stuff_scores: Tensor, settings: MergeSettings
+) -> tuple[Tensor, list[dict]]:
+    """:func:`merge_panoptic` of what a model has for one image.
+
+    Args:
+        instances: ``pred_masks``, ``pred_boxes``, ``scores`` and ``pred_classes``.
+        stuff_scores: (S, H, W).
+        settings: of the merge.
+    """
+    return merge_panoptic(
+        instances.pred_masks,
+        instances.pred_boxes.tensor,
+        instances.scores,
+        instances.pred_classes,
+        stuff_scores.max(dim=0).indices,  # on a CPU more than twice as fast as argmax
+        num_stuff_labels=len(stuff_scores),
+        **vars(settings),
+    )
+
+
 def paint_instances(masks: Tensor, overlap_thresh: float) -> Tensor:
     """Give each instance the pixels of its mask that nobody before it has.
 
@@ -107,13 +129,15 @@ def paint_instances(masks: Tensor, overlap_thresh: float) -> Tensor:
         (H, W) int32: i + 1 where instance i is, 0 elsewhere.
     """
     panoptic = masks.new_zeros(masks.shape[1:], dtype=torch.int32)
+    free = torch.ones_like(panoptic, dtype=torch.bool)
     for i, window in enumerate(_windows(masks)):
-        mask, region = masks[i][window], panoptic[window]
-        free = mask & (region == FREE)
-        area = mask.sum()
+        mask, region = masks[i][window], free[window]
+        gained = mask & region
+        area = torch.count_nonzero(mask)
         # Stays on the device; an empty mask gives nan, which paints nothing.
-        keep = (area - free.sum()).double() / area <= overlap_thresh
-        region.masked_fill_(free & keep, i + 1)
+        gained &= (area - torch.count_nonzero(gained)).double() / area <= overlap_thresh
+        panoptic[window].masked_fill_(gained, i + 1)
+        region ^= gained
     return panoptic
 
 
@@ -156,15 +180,15 @@ def fill_boxes(panoptic: Tensor, boxes: Tensor, min_free: float) -> None:
         region = panoptic[y1:y2, x1:x2]
         if region.numel():
             free = region == FREE
-            enough = free.sum().double() / region.numel() >= min_free
+            enough = torch.count_nonzero(free).double() / region.numel() >= min_free
             region.masked_fill_(free & enough, i + 1)
 
 
 def _windows(masks: Tensor) -> list[tuple[slice, slice]]:
     """The smallest window of rows and columns around each mask, with one wait for the device."""
     sides = []
-    for occupied in (masks.any(dim=2), masks.any(dim=1)):
-        occupied = occupied.to(torch.uint8)
+    pixels = masks.view(torch.uint8)  # a maximum of bytes is ten times as fast as any of bools
+    for occupied in (pixels.amax(dim=2), pixels.amax(dim=1)):
         # The first of equal maxima is the first row (column) that has a pixel.
         first = occupied.argmax(dim=1)
         last = occupied.shape[1] - occupied.flip(1).argmax(dim=1)

@@ -51,9 +51,12 @@ class PastedMasks:
             return torch.zeros((0, *self.size), dtype=torch.bool, device=device)
         return paste_masks_in_image(self.probabilities, self.boxes, self.size, self.threshold)
 
-    def to(self, *args: Any, **kwargs: Any) -> PastedMasks:
-        """On another device."""
-        moved = (x.to(*args, **kwargs) for x in (self.probabilities, self.boxes))
+    def to(self, *args: Any, **kwargs: Any) -> PastedMasks | Tensor:
+        """On another device; as a tensor when another type is asked for."""
+        device, dtype, *_ = torch._C._nn._parse_to(*args, **kwargs)
+        if dtype is not None:
+            return self.tensor.to(*args, **kwargs)
+        moved = (x.to(device) for x in (self.probabilities, self.boxes))
         return PastedMasks(*moved, self.size, self.threshold)
 
     def cpu(self) -> PastedMasks:
@@ -67,8 +70,8 @@ class PastedMasks:
         """One mask (H, W) by an integer, some of the masks by a slice or a tensor."""
         if isinstance(item, tuple):
             return self.tensor[item]
-        if isinstance(item, int):
-            return self[[item]].tensor[0]
+        if np.ndim(item) == 0 and not isinstance(item, slice):
+            return self[[int(item)]].tensor[0]
         return PastedMasks(self.probabilities[item], self.boxes[item], self.size, self.threshold)
 
     def __iter__(self) -> Iterator[Tensor]:
@@ -109,6 +112,15 @@ class PastedMasks:
 
     def __repr__(self) -> str:
         return f"PastedMasks({len(self)} masks of {self.size[0]}x{self.size[1]})"
+
+    @classmethod
+    def cat(cls, parts: list[PastedMasks]) -> PastedMasks:
+        """Masks of one size, one after the other."""
+        probabilities, boxes = (
+            torch.cat([getattr(part, name) for part in parts])
+            for name in ("probabilities", "boxes")
+        )
+        return cls(probabilities, boxes, parts[0].size, parts[0].threshold)
 
     @classmethod
     def __torch_function__(cls, function, types, args=(), kwargs=None) -> Any:

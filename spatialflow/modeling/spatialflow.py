@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from .class_layers import train_only_class_layers
 from .detection import DensePredictions, Detector
 from .mask_head import ThingHead
-from .panoptic import MergeSettings, merge_panoptic
+from .panoptic import MergeSettings, merge_results
 from .pasted_masks import PastedMasks
 from .stuff_head import StuffHead
 from .subnets import SEGMENTATION_LEVELS, SubnetFeatures, Subnetworks
@@ -251,15 +251,7 @@ class SpatialFlow(nn.Module):
 
     def merge(self, instances: Instances, stuff_scores: Tensor) -> tuple[Tensor, list[dict]]:
         """The panoptic map and its segments from the instances and stuff scores of one image."""
-        return merge_panoptic(
-            instances.pred_masks,
-            instances.pred_boxes.tensor,
-            instances.scores,
-            instances.pred_classes,
-            stuff_scores.argmax(dim=0),
-            num_stuff_labels=len(stuff_scores),
-            **vars(self.merge_settings),
-        )
+        return merge_results(instances, stuff_scores, self.merge_settings)
 
     @torch.no_grad()
     def _detections_in_training(

@@ -17,7 +17,7 @@ from detectron2.structures import Instances
 from torch import Tensor, nn
 
 from spatialflow.modeling.detection import select_detections
-from spatialflow.modeling.panoptic import MergeSettings, merge_panoptic
+from spatialflow.modeling.panoptic import MergeSettings, merge_results
 from spatialflow.modeling.pasted_masks import PastedMasks
 
 from .member import Member, ViewBatch
@@ -115,7 +115,7 @@ class MultiViewModel(nn.Module):
         if stuff is not None:
             result["sem_seg"] = stuff
         if self.merge_settings is not None and masks is not None and stuff is not None:
-            result["panoptic_seg"] = self._merge(instances, stuff)
+            result["panoptic_seg"] = merge_results(instances, stuff, self.merge_settings)
         return result
 
     def _look(
@@ -149,17 +149,6 @@ class MultiViewModel(nn.Module):
                             masks_i = F.interpolate(masks_i[:, None], shape, mode="bilinear")[:, 0]
                         mean.add(masks_i, weight)
         return mean.value
-
-    def _merge(self, instances: Instances, stuff_scores: Tensor) -> tuple[Tensor, list[dict]]:
-        return merge_panoptic(
-            instances.pred_masks,
-            instances.pred_boxes.tensor,
-            instances.scores,
-            instances.pred_classes,
-            stuff_scores.argmax(dim=0),
-            num_stuff_labels=len(stuff_scores),
-            **vars(self.merge_settings),
-        )
 
     def _in_format(self, image: Tensor, member: Member) -> Tensor:
         # BGR and RGB are each other's reverse.

@@ -9,6 +9,7 @@ from builders import make_input, tiny_model
 from detectron2.data import Metadata
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.layers import paste_masks_in_image
+from detectron2.modeling.meta_arch.panoptic_fpn import combine_semantic_and_instance_outputs
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.visualizer import Visualizer
 from pycocotools import mask as mask_util
@@ -97,8 +98,30 @@ def test_parts_are_parts_of_the_tensor(masks, expected, item):
 
 def test_one_mask_and_the_walk_over_all(masks, expected, pasted):
     assert torch.equal(masks[4], expected[4]) and torch.equal(masks[-1], expected[-1])
+    assert torch.equal(masks[torch.tensor(2)], expected[2])
+    assert torch.equal(masks[np.int64(2)], expected[2])
     assert all(torch.equal(a, b) for a, b in zip(masks, expected, strict=True))
     assert set(pasted) == {1}
+
+
+def test_another_type_is_a_tensor(masks, expected):
+    assert torch.equal(masks.to(dtype=torch.bool, device="cpu"), expected)
+    assert torch.equal(masks.to(torch.float32), expected.float())
+    assert isinstance(masks.to(torch.device("cpu")), PastedMasks)
+
+
+def test_detectron2s_own_merge_takes_it(masks, expected):
+    lazy, eager = (instances_with(m) for m in (masks, expected))
+    eager.scores = lazy.scores
+    stuff = torch.zeros(SIZE, dtype=torch.int64)
+    merged = [combine_semantic_and_instance_outputs(i, stuff, 0.5, 1, 0.1) for i in (lazy, eager)]
+    assert torch.equal(merged[0][0], merged[1][0]) and merged[0][1] == merged[1][1]
+    assert merged[0][1]
+
+
+def test_instances_are_put_together(masks, expected):
+    both = Instances.cat([instances_with(masks)[:2], instances_with(masks)[2:]])
+    assert isinstance(both.pred_masks, PastedMasks) and torch.equal(both.pred_masks, expected)
 
 
 def test_it_goes_into_files_without_the_pasted_masks(masks, expected):
