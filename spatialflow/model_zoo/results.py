@@ -240,6 +240,7 @@ _RELEASED = [
 _OTHERS = [
     Result("panoptic_fpn/panoptic_fpn_R_50_20e.yaml", COCO_VAL),
     Result("camvid/spatialflow_R_18_small.yaml", "CamVid val"),
+    Result("camvid/panoptic_fpn_R_18_small.yaml", "CamVid val"),
     Result("camvid/spatialflow_R_50_GN.yaml", "CamVid val"),
     Result("camvid/panoptic_fpn_R_50_GN.yaml", "CamVid val"),
     Result("toy/spatialflow_toy.yaml", "toy val", measured=(85.1, 82.8, 87.4)),
