@@ -1,0 +1,112 @@
+"""Time SpatialFlow R50 and Detectron2's Panoptic FPN R50, in one process and in turn.
+
+    python tools/benchmark.py [--device cpu|cuda] [--json-out F] [--markdown F] [--quick]
+
+End to end (image in, panoptic map and segments out, batch 1), stage by stage beside what the
+arithmetic and the memory of the device allow, and in training. Prints Markdown tables.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+from collections.abc import Sequence
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import detectron2
+import torch
+import torchvision
+
+import spatialflow
+
+from .floors import measure_rates
+from .measure import by_stage, end_to_end, training
+from .subjects import CONFIGS, build
+from .tables import as_markdown
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Command line."""
+    args = parse(argv)
+    results = measure(args)
+    text = as_markdown(results)
+    print(text)
+    if args.json_out:
+        args.json_out.write_text(json.dumps(results, indent=1) + "\n")
+    if args.markdown:
+        args.markdown.write_text(text)
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The arguments; ``--quick`` changes the defaults of the others."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--quick", action="store_true", help="a few runs on small images")
+    parser.add_argument("--runs", type=int, help="timed runs end to end (default: 50; quick: 5)")
+    parser.add_argument(
+        "--heights", type=int, nargs="+", help="shorter sides (default: 800 600 400; quick: 160)"
+    )
+    parser.add_argument("--training-runs", type=int, help="default: 10; quick: 2; 0: none")
+    parser.add_argument("--batch-size", type=int, default=1, help="in training")
+    parser.add_argument("--json-out", type=Path, help="file for the numbers")
+    parser.add_argument("--markdown", type=Path, help="file for the tables")
+    args = parser.parse_args(argv)
+    runs, heights, training_runs = (5, [160], 2) if args.quick else (50, [800, 600, 400], 10)
+    args.runs = args.runs or runs
+    args.heights = args.heights or heights
+    args.training_runs = training_runs if args.training_runs is None else args.training_runs
+    if args.runs < 2 or args.training_runs == 1:
+        parser.error("there are no quartiles of a single run; give at least 2")
+    return args
+
+
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """All results with device, versions and settings; times in seconds, memory in bytes.
+
+    Stages are those of the first height, with a fifth of the runs.
+    """
+    device = args.device
+    models = {name: build(name, device) for name in CONFIGS}
+    rates = measure_rates(device, args.quick)
+    rows, stages = [], []
+    for height in args.heights:
+        rows += end_to_end(models, height, device, args.runs)
+        if height == args.heights[0]:
+            stages = by_stage(models, height, device, max(2, args.runs // 5), rates)
+    trained = []
+    if args.training_runs:
+        height, batch_size = args.heights[0], args.batch_size
+        trained = training(models, height, device, args.training_runs, batch_size)
+    return {
+        "date": date.today().isoformat(),
+        "device": _device_name(device),
+        "threads": torch.get_num_threads(),
+        "versions": {
+            "Python": platform.python_version(),
+            "PyTorch": torch.__version__,
+            "torchvision": torchvision.__version__,
+            "Detectron2": detectron2.__version__,
+            "SpatialFlow": spatialflow.__version__,
+        },
+        "settings": {k: v for k, v in vars(args).items() if k not in ("json_out", "markdown")},
+        "rates": vars(rates),
+        "end_to_end": rows,
+        "stages": stages,
+        "training": trained,
+    }
+
+
+def _device_name(device: str) -> str:
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name(device)
+    lines = Path("/proc/cpuinfo")
+    names = lines.read_text().splitlines() if lines.exists() else []
+    found = (x.split(":")[1].strip() for x in names if x.startswith("model name"))
+    return next(found, platform.processor() or platform.machine())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+"""The three measurements: end to end, stage by stage, training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from detectron2.utils.events import EventStorage
+from torch import nn
+
+from .floors import Rates, count
+from .stages import stages_of
+from .subjects import calibrate, make_image, make_training_input
+from .timing import Summary, alternate, median_ratio, peak_memory, seconds
+
+BASELINE = "Panoptic FPN"
+Models = Mapping[str, nn.Module]
+
+
+def end_to_end(models: Models, height: int, device: str, runs: int) -> list[dict[str, Any]]:
+    """Times from an image in host memory to its panoptic map, the models in turn.
+
+    Sets the weights for images of this height, see :func:`.subjects.calibrate`.
+    """
+    image = make_image(height)
+    found = {name: calibrate(name, model, image) for name, model in models.items()}
+    calls = {name: partial(_infer, model, image) for name, model in models.items()}
+    baselines = {name: BASELINE for name in models}
+    if device.startswith("cuda"):
+        for name, model in models.items():
+            calls[f"{name}, bf16 autocast"] = partial(_infer_autocast, model, image)
+            baselines[f"{name}, bf16 autocast"] = f"{BASELINE}, bf16 autocast"
+    times = alternate(calls, device, runs, warm_up=max(1, runs // 10))
+    rows = []
+    for name, taken in times.items():
+        summary = Summary.of(taken)
+        ratio = median_ratio(times[baselines[name]], taken)
+        subject = next(x for x in models if name.startswith(x))
+        row = {"height": height, "width": image["image"].shape[2], "name": name, **vars(summary)}
+        row |= {"frames_per_second": 1 / summary.median, "frame_rate_ratio": ratio}
+        rows.append(row | {"against": baselines[name], **found[subject]})
+    return rows
+
+
+def by_stage(
+    models: Models, height: int, device: str, runs: int, rates: Rates
+) -> list[dict[str, Any]]:
+    """Time, work and floor of each stage of each model, on the image it is calibrated for."""
+    image = make_image(height)
+    rows = []
+    for name, model in models.items():
+        work = {stage: count(function) for stage, function in stages_of(name, model, image)}
+        times: dict[str, list[float]] = {stage: [] for stage in work}
+        for _ in range(runs):
+            for stage, function in stages_of(name, model, image):
+                times[stage].append(seconds(function, device))
+        for stage, taken in times.items():
+            arithmetic, traffic = work[stage].floors(rates)
+            row = {"name": name, "stage": stage, **vars(Summary.of(taken))}
+            row |= vars(work[stage])
+            rows.append(row | {"arithmetic_floor": arithmetic, "traffic_floor": traffic})
+    return rows
+
+
+def training(
+    models: Models, height: int, device: str, runs: int, batch_size: int
+) -> list[dict[str, Any]]:
+    """Time and peak memory of iterations: losses, gradients and SGD at learning rate 0."""
+    batch = [make_training_input(height, seed=i) for i in range(batch_size)]
+    steps = {name: _training_step(model, batch) for name, model in models.items()}
+    peaks = {name: peak_memory(step, device) for name, step in steps.items()}
+    times = alternate(steps, device, runs, warm_up=0)
+    rows = []
+    for name, taken in times.items():
+        row = {"height": height, "name": name, "batch_size": batch_size, **vars(Summary.of(taken))}
+        row["time_ratio"] = median_ratio(taken, times[BASELINE])
+        rows.append(row | {"peak_memory": peaks[name]})
+    return rows
+
+
+def _infer(model: nn.Module, image: dict) -> dict:
+    with torch.no_grad():
+        return model([image])[0]
+
+
+def _infer_autocast(model: nn.Module, image: dict) -> dict:
+    with torch.autocast("cuda", torch.bfloat16):
+        return _infer(model, image)
+
+
+def _training_step(model: nn.Module, batch: list[dict]) -> Callable[[], None]:
+    model.train()
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(parameters, lr=0.0, momentum=0.9)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        with EventStorage():  # Panoptic FPN writes statistics to it
+            sum(model(batch).values()).backward()
+        optimizer.step()
+
+    return step

@@ -1,0 +1,84 @@
+"""Times of things that are called in turn, so that a busy machine slows all of them."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def seconds(function: Callable[[], Any], device: str) -> float:
+    """How long a call takes, the work that it leaves to the device included."""
+    _synchronize(device)
+    start = time.perf_counter()
+    function()
+    _synchronize(device)
+    return time.perf_counter() - start
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Median and quartiles of times in seconds."""
+
+    median: float
+    low: float
+    high: float
+    runs: int
+
+    @classmethod
+    def of(cls, times: list[float]) -> Summary:
+        """Of at least two times."""
+        low, median, high = statistics.quantiles(times, n=4, method="inclusive")
+        return cls(median, low, high, len(times))
+
+
+def alternate(
+    functions: Mapping[str, Callable[[], Any]], device: str, runs: int, warm_up: int
+) -> dict[str, list[float]]:
+    """Times of each function, called one after the other ``warm_up`` + ``runs`` times."""
+    times: dict[str, list[float]] = {name: [] for name in functions}
+    for _ in range(warm_up + runs):
+        for name, function in functions.items():
+            times[name].append(seconds(function, device))
+    return {name: x[warm_up:] for name, x in times.items()}
+
+
+def median_ratio(numerators: list[float], denominators: list[float]) -> float:
+    """The median of the ratios of times that were taken side by side."""
+    return statistics.median(a / b for a, b in zip(numerators, denominators, strict=True))
+
+
+def peak_memory(function: Callable[[], Any], device: str) -> int | None:
+    """Bytes that a call has at most, beyond what there was before it.
+
+    On CUDA these are bytes of tensors, on a CPU resident memory of the process; None where the
+    system does not tell (it is read from Linux's /proc).
+    """
+    if device.startswith("cuda"):
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        function()
+        return torch.cuda.max_memory_allocated(device) - before
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # the peak becomes what there is now
+    except OSError:
+        function()
+        return None
+    before = _status("VmRSS")
+    function()
+    return max(0, _status("VmHWM") - before)
+
+
+def _status(key: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(x.split()[1]) * 1024 for x in lines if x.startswith(f"{key}:"))
+
+
+def _synchronize(device: str) -> None:
+    if device.startswith("cuda"):
+        torch.cuda.synchronize(device)
