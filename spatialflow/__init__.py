@@ -15,6 +15,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "add_spatialflow_config": "spatialflow.config",
     "load_config": "spatialflow.config",
+    "optimize": "spatialflow.optimized",
     "Predictor": "spatialflow.predictor",
 }
 
