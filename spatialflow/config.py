@@ -38,6 +38,9 @@ def add_spatialflow_config(cfg: CN) -> None:
     # How sub-networks and flows start: "normal", N(0, 0.01), as in RetinaNet, or "msra". With few
     # channels, "normal" leaves almost nothing of a feature after four stages.
     cfg.MODEL.SPATIALFLOW.SUBNET_INIT = "normal"
+    # Compute what lies inside the sub-networks again for the gradients instead of keeping it: less
+    # memory in training, more time, the same losses.
+    cfg.MODEL.SPATIALFLOW.CHECKPOINT_SUBNETS = False
     # The two segmentation branches; without both it is a RetinaNet with flows (Table XII).
     cfg.MODEL.SPATIALFLOW.THING_ON = True
     cfg.MODEL.SPATIALFLOW.STUFF_ON = True

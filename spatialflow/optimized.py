@@ -233,6 +233,7 @@ class FusedSubnetworks(Subnetworks):
         nn.Module.__init__(self)
         self.order = subnets.order
         self.location_source = subnets.location_source
+        self.checkpoint = False
         self.source = _source(subnets)
         for task in self.order:
             self.add_module(task, getattr(subnets, task))

@@ -16,12 +16,14 @@ the authors' code keep them to eq. 4, and so does this module.)
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import fvcore.nn.weight_init as weight_init
 import torch.nn.functional as F
 from detectron2.config import configurable
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from .deform_conv import ModulatedDeformConv
 
@@ -125,6 +127,7 @@ class Subnetworks(nn.Module):
             that does not exist is left out.
         init: how the weights of plain stages and flows start: "normal" as in RetinaNet, N(0, 0.01),
             or "msra", which keeps the scale of the features whatever C is.
+        checkpoint: in training, keep P_i only and compute the rest again for the gradients.
 
     Raises:
         ValueError: a task, flow or number of stages that does not exist, or flows whose sources
@@ -141,11 +144,13 @@ class Subnetworks(nn.Module):
         deform_on: Sequence[str] = (),
         tasks: Sequence[str] = TASKS,
         init: str = "normal",
+        checkpoint: bool = False,
     ):
         super().__init__()
         _check_arguments(num_stages, flows, deform_on, tasks)
         if init not in ("normal", "msra"):
             raise ValueError(f"The sub-networks start as 'normal' or 'msra', not {init!r}.")
+        self.checkpoint = checkpoint
         ends = [tuple(flow.split("_")) for flow in flows]
         ends = [(source, target) for source, target in ends if {source, target} <= set(tasks)]
         self.location_source = {target: source for source, target in ends if source != "stuff"}
@@ -184,13 +189,17 @@ class Subnetworks(nn.Module):
             "deform_on": keys.DEFORM_ON,
             "tasks": [task for task, on in branches.items() if on],
             "init": keys.SUBNET_INIT,
+            "checkpoint": keys.CHECKPOINT_SUBNETS,
         }
 
     def forward(self, pyramid: Sequence[Tensor]) -> SubnetFeatures:
         """Run the sub-networks on P3 to P7, each (N, C, H_i, W_i)."""
         features: dict[str, list[Tensor]] = {task: [] for task in TASKS}
+        run = self.forward_level
+        if self.checkpoint and self.training:
+            run = partial(checkpoint, self.forward_level, use_reentrant=False)
         for level, p in enumerate(pyramid):
-            for task, feature in self.forward_level(p, level < SEGMENTATION_LEVELS).items():
+            for task, feature in run(p, level < SEGMENTATION_LEVELS).items():
                 features[task].append(feature)
         return SubnetFeatures(**features)
 

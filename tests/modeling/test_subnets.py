@@ -253,12 +253,14 @@ def test_weights_start_as_asked_for(init, std):
 
 def test_from_config_reads_every_switch():
     opts = ["NUM_STAGES.STUFF", 2, "FLOWS", ["reg_cls", "reg_thing"], "DEFORM_ON", ["cls"]]
+    opts += ["CHECKPOINT_SUBNETS", True]
     opts = [f"MODEL.SPATIALFLOW.{x}" if i % 2 == 0 else x for i, x in enumerate(opts)]
     cfg = load_config(str(config_dir() / "Base-SpatialFlow.yaml"), opts)
     net = Subnetworks(cfg, 8)
     assert {task: len(getattr(net, task)) for task in TASKS} == {**STAGES, "stuff": 2}
     assert net.location_source == {"cls": "reg", "thing": "reg"}
     assert net.cls[0].location_flow.out_channels == 27
+    assert net.checkpoint
     cfg.MODEL.SPATIALFLOW.THING_ON = False
     assert not hasattr(Subnetworks(cfg, 8), "thing")
 
@@ -271,3 +273,20 @@ def test_msra_keeps_the_scale_of_features_that_normal_loses():
     }
     assert scale["normal"] < 0.01
     assert 0.2 < scale["msra"] < 3
+
+
+@pytest.mark.parametrize("deform_on", [(), ("cls", "stuff", "thing")])
+def test_checkpoint_has_the_same_gradients_and_runs_the_stages_twice(deform_on):
+    found, calls = [], []
+    for checkpoint in (False, True):
+        torch.manual_seed(0)
+        net = tiny_subnets(channels=C, deform_on=deform_on, checkpoint=checkpoint)
+        net.reg[0].register_forward_hook(lambda *_: calls.append(1))
+        features = [p.requires_grad_() for p in pyramid()]
+        loss = sum((f * f).sum() for task in net(features) for f in task)
+        loss.backward()
+        found.append([loss, *(x.grad for x in features), *(x.grad for x in net.parameters())])
+        net.eval()(features)
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+    levels = 5  # each runs once in training, once in evaluation; with checkpoints three times
+    assert len(calls) == 2 * levels + 3 * levels
