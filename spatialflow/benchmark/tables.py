@@ -40,7 +40,8 @@ def _end_to_end(rows: list[dict]) -> str:
         for r in rows
     ]
     note = (
-        "(1) Median over rounds of the ratio to Panoptic FPN in the same round and precision. "
+        "(1) Median over rounds of the ratio to Panoptic FPN in the same round: with bf16 autocast "
+        "to it with bf16 autocast, otherwise to it as Detectron2 has it, in float32. "
         "Weights are random, but for the scale and bias of the class scores, which give both "
         "models as many detections, and as many over the threshold of the merge, as the columns "
         "say."

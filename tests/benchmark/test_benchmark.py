@@ -42,7 +42,7 @@ def _run(folder):
 
 def test_both_models_do_the_same_work(results):
     rows = {row["name"]: row for row in results[0]["end_to_end"]}
-    assert set(rows) == {"SpatialFlow", "Panoptic FPN"}
+    assert set(rows) == {"SpatialFlow", "SpatialFlow, optimized", "Panoptic FPN"}
     for row in rows.values():
         assert row["detections"] == 35
         assert 15 <= row["confident"] <= 30
