@@ -112,10 +112,7 @@ class Trainer(DefaultTrainer):
         """One iteration, with random numbers that depend on seed, iteration and process only."""
         sequence = np.random.SeedSequence([self.cfg.SEED, self.iter, comm.get_rank()])
         seed_all_rng(int(sequence.generate_state(1)[0]))
-        # TorchScript (the focal loss) rewrites its code after the first calls, which moves the last
-        # digits: a resumed run would differ from one that was not stopped.
-        with torch.jit.optimized_execution(self.cfg.MODEL.DEVICE.startswith("cuda")):
-            super().run_step()
+        super().run_step()
 
     def state_dict(self) -> dict[str, Any]:
         """Detectron2's, and the seed, which is drawn when the config has none."""

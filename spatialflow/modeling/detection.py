@@ -18,7 +18,7 @@ from detectron2.modeling.box_regression import Box2BoxTransform, _dense_box_regr
 from detectron2.modeling.matcher import Matcher
 from detectron2.modeling.meta_arch.dense_detector import permute_to_N_HWA_K
 from detectron2.structures import Boxes, Instances, pairwise_iou
-from fvcore.nn import sigmoid_focal_loss_jit
+from fvcore.nn import sigmoid_focal_loss
 from torch import Tensor, nn
 
 from .loss_normalizer import mean_over_processes
@@ -165,7 +165,7 @@ class Detector(nn.Module):
         counted = labels != IGNORED
         # The last column, background, has no logit.
         one_hot = nn.functional.one_hot(labels[counted], self.num_classes + 1)[:, :-1]
-        return sigmoid_focal_loss_jit(
+        return sigmoid_focal_loss(
             logits[counted],
             one_hot.to(logits.dtype),
             alpha=self.focal_loss_alpha,
