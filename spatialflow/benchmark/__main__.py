@@ -3,7 +3,8 @@
     python tools/benchmark.py [--device cpu|cuda] [--json-out F] [--markdown F] [--quick]
 
 End to end (image in, panoptic map and segments out, batch 1), stage by stage beside what the
-arithmetic and the memory of the device allow, and in training. Prints Markdown tables.
+arithmetic and the memory of the device allow, view by view in multi-scale testing, and in training.
+Prints Markdown tables.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import torchvision
 import spatialflow
 
 from .floors import measure_rates
-from .measure import by_stage, end_to_end, training
+from .measure import by_stage, by_view, end_to_end, training
 from .subjects import CONFIGS, build
 from .tables import as_markdown
 
@@ -50,15 +51,18 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--heights", type=int, nargs="+", help="shorter sides (default: 800 600 400; quick: 160)"
     )
     parser.add_argument("--training-runs", type=int, help="default: 10; quick: 2; 0: none")
+    parser.add_argument("--view-runs", type=int, help="default: 3; quick: 2; 0: none")
     parser.add_argument("--batch-size", type=int, default=1, help="in training")
     parser.add_argument("--json-out", type=Path, help="file for the numbers")
     parser.add_argument("--markdown", type=Path, help="file for the tables")
     args = parser.parse_args(argv)
-    runs, heights, training_runs = (5, [160], 2) if args.quick else (50, [800, 600, 400], 10)
+    runs, heights = (5, [160]) if args.quick else (50, [800, 600, 400])
+    training_runs, view_runs = (2, 2) if args.quick else (10, 3)
     args.runs = args.runs or runs
     args.heights = args.heights or heights
     args.training_runs = training_runs if args.training_runs is None else args.training_runs
-    if args.runs < 2 or args.training_runs == 1:
+    args.view_runs = view_runs if args.view_runs is None else args.view_runs
+    if args.runs < 2 or 1 in (args.training_runs, args.view_runs):
         parser.error("there are no quartiles of a single run; give at least 2")
     return args
 
@@ -76,10 +80,11 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         rows += end_to_end(models, height, device, args.runs)
         if height == args.heights[0]:
             stages = by_stage(models, height, device, max(2, args.runs // 5), rates)
-    trained = []
+    height, views, trained = args.heights[0], [], []
+    if args.view_runs:
+        views = by_view(models["SpatialFlow"], height, device, args.view_runs)
     if args.training_runs:
-        height, batch_size = args.heights[0], args.batch_size
-        trained = training(models, height, device, args.training_runs, batch_size)
+        trained = training(models, height, device, args.training_runs, args.batch_size)
     return {
         "date": date.today().isoformat(),
         "device": _device_name(device),
@@ -95,6 +100,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "rates": vars(rates),
         "end_to_end": rows,
         "stages": stages,
+        "views": views,
         "training": trained,
     }
 

@@ -1,4 +1,4 @@
-"""The three measurements: end to end, stage by stage, training."""
+"""The measurements: end to end, stage by stage, view by view, training."""
 
 from __future__ import annotations
 
@@ -10,15 +10,19 @@ import torch
 from detectron2.utils.events import EventStorage
 from torch import nn
 
+from spatialflow.model_zoo import get_config
 from spatialflow.modeling import SpatialFlow
+from spatialflow.multi_view import with_views
 from spatialflow.optimized import optimize
 
 from .floors import Rates, count
 from .stages import stages_of
-from .subjects import calibrate, make_image, make_training_input
+from .subjects import CONFIGS, calibrate, make_image, make_training_input
 from .timing import Summary, alternate, median_ratio, peak_memory, seconds
 
 BASELINE = "Panoptic FPN"
+MULTI_SCALE_CONFIG = "COCO/spatialflow_R_101_DCN_20e_ms_tta.yaml"
+VIEWED_HEIGHT = 480  # of most of COCO's images
 FAST = "SpatialFlow, optimized"
 Models = Mapping[str, nn.Module]
 
@@ -72,6 +76,30 @@ def by_stage(
             row = {"name": name, "stage": stage, **vars(Summary.of(taken))}
             row |= vars(work[stage])
             rows.append(row | {"arithmetic_floor": arithmetic, "traffic_floor": traffic})
+    return rows
+
+
+def by_view(model: SpatialFlow, height: int, device: str, runs: int) -> list[dict[str, Any]]:
+    """Time of a view at each scale of the papers' multi-scale testing on COCO.
+
+    A row has the time of one plain view, and of a view where it runs together with its mirror
+    image. The scales are for 800 pixels; for other heights they are as much smaller or larger.
+    """
+    cfg = get_config(CONFIGS["SpatialFlow"], ["MODEL.DEVICE", device])
+    cfg.TEST.AUG = get_config(MULTI_SCALE_CONFIG).TEST.AUG
+    image = make_image(VIEWED_HEIGHT * height // 800)
+    rows = []
+    for scale in cfg.TEST.AUG.SCALES:
+        longer, shorter = (side * height // 800 for side in scale)
+        cfg.TEST.AUG.SCALES = [[longer, shorter]]
+        calls = {}
+        for flip in (False, True):
+            cfg.TEST.AUG.FLIP = flip
+            calls[flip] = partial(_infer, with_views(cfg, model), image)
+        times = alternate(calls, device, runs, warm_up=1)
+        alone, pair = Summary.of(times[False]), Summary.of([t / 2 for t in times[True]])
+        row = {"longer": longer, "shorter": shorter, "runs": runs}
+        rows.append(row | {"alone": alone.median, "with_mirror_image": pair.median})
     return rows
 
 

@@ -13,7 +13,8 @@ def as_markdown(results: dict[str, Any]) -> str:
     """
     versions = ", ".join(f"{k} {v}" for k, v in results["versions"].items())
     head = f"{results['date']}, {results['device']}, {results['threads']} threads, {versions}."
-    parts = [head, _end_to_end(results["end_to_end"]), _stages(results), _training(results)]
+    parts = [head, _end_to_end(results["end_to_end"]), _stages(results), _views(results)]
+    parts.append(_training(results))
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -72,6 +73,21 @@ def _stages(results: dict[str, Any]) -> str:
         "operators read and write when they run one by one, each whole tensor once."
     )
     return f"{table(header, lines)}\n\n{note}"
+
+
+def _views(results: dict[str, Any]) -> str:
+    if not results["views"]:
+        return ""
+    header = ["SpatialFlow, view at", "s/view alone", "s/view with its mirror image"]
+    lines = [
+        [
+            f"({r['longer']}, {r['shorter']})",
+            f"{r['alone']:.2f}",
+            f"{r['with_mirror_image']:.2f}",
+        ]
+        for r in results["views"]
+    ]
+    return table(header, lines)
 
 
 def _training(results: dict[str, Any]) -> str:

@@ -65,8 +65,16 @@ def test_stages_have_their_work_and_floors(results):
     assert subnets == convolutions * 256 * 256 * 9
 
 
+def test_views_are_those_of_the_papers(results):
+    rows = results[0]["views"]
+    sides = [(row["longer"], row["shorter"]) for row in rows]
+    assert sides == [(180, 120), (216, 144), (252, 168)]  # 96 / 800 of the papers'
+    assert all(row["alone"] > 0 and row["with_mirror_image"] > 0 for row in rows)
+
+
 def test_tables_show_all_rows(results):
     content, text = results
+    assert "| (180, 120) |" in text
     for row in content["end_to_end"] + content["stages"]:
         assert f"| {row['name']}" in text
     assert content["versions"]["PyTorch"] in text
