@@ -10,21 +10,21 @@ from __future__ import annotations
 from importlib import import_module
 from importlib.util import find_spec
 
+from .lazy import lazy_names
+
 __version__ = "0.1.0"
 
 _HOMES = {
-    "add_spatialflow_config": "spatialflow.config",
-    "load_config": "spatialflow.config",
-    "optimize": "spatialflow.optimized",
-    "Predictor": "spatialflow.predictor",
+    "add_spatialflow_config": "config",
+    "load_config": "config",
+    "optimize": "optimized",
+    "Predictor": "predictor",
 }
 
 __all__ = sorted(_HOMES)
 
 
-def __getattr__(name: str):
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+def _prepare(name: str) -> None:
     if find_spec("detectron2") is None:
         raise ImportError(
             f"spatialflow.{name} needs Detectron2, which is not installed for this Python: run "
@@ -32,8 +32,6 @@ def __getattr__(name: str):
             "`python -m spatialflow.doctor` tells what else is missing."
         )
     import_module("spatialflow.modeling")
-    return getattr(import_module(_HOMES[name]), name)
 
 
-def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+__getattr__, __dir__ = lazy_names(__name__, _HOMES, _prepare)

@@ -5,7 +5,7 @@ What stands in ``__all__`` is imported when it is first used: reading files need
 
 from __future__ import annotations
 
-from importlib import import_module
+from spatialflow.lazy import lazy_names
 
 _HOMES = {
     "Categories": "categories",
@@ -22,13 +22,4 @@ _HOMES = {
 }
 
 __all__ = sorted(_HOMES)
-
-
-def __getattr__(name: str):
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)
