@@ -93,6 +93,9 @@ def add_spatialflow_config(cfg: CN) -> None:
     # out. A member has the views of TEST.AUG here or, if that is not enabled, those of its own
     # config. With ONE_AT_A_TIME the members are brought to the device in turn.
     cfg.TEST.ENSEMBLE = CN({"MEMBERS": [], "ONE_AT_A_TIME": False})
+    # The fast path, see spatialflow.optimize, for --eval-only and demo.py. In an ensemble each
+    # member has it by its OPTS. DTYPE "bfloat16" or "float16" moves results a little.
+    cfg.TEST.OPTIMIZE = CN({"ENABLED": False, "DTYPE": "float32", "COMPILE": False})
 
     # "SGD", as in the papers, or "AdamW", which trains small models from nothing faster.
     cfg.SOLVER.OPTIMIZER = "SGD"

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import detectron2.model_zoo
+import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
@@ -20,6 +21,7 @@ from spatialflow.data.register import plain_name
 from spatialflow.model_zoo import get_config_file
 from spatialflow.modeling import SpatialFlow
 from spatialflow.modeling.panoptic import MergeSettings
+from spatialflow.optimized import optimize
 
 from .detectron2_models import RCNNStages
 from .member import ClassNumbers, Member
@@ -29,6 +31,8 @@ from .views import views_from_config
 
 MEMBER_DEFAULTS = {"CONFIG": None, "WEIGHTS": None, "WEIGHT": 1.0, "OPTS": []}
 """Keys of an entry of TEST.ENSEMBLE.MEMBERS; None: it must be given."""
+AUTOCAST_DTYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+"""Values of TEST.OPTIMIZE.DTYPE; None: no autocast."""
 
 
 def load_model(cfg: CfgNode, resume: bool = False) -> nn.Module:
@@ -47,7 +51,7 @@ def load_model(cfg: CfgNode, resume: bool = False) -> nn.Module:
     model = build_model(cfg)
     checkpointer = SafeCheckpointer(model, cfg.OUTPUT_DIR, complete=True)
     checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
-    return with_views(cfg, model).eval()
+    return with_views(cfg, _optimized(cfg, model)).eval()
 
 
 def with_views(cfg: CfgNode, model: nn.Module) -> nn.Module:
@@ -63,6 +67,18 @@ def with_views(cfg: CfgNode, model: nn.Module) -> nn.Module:
 def stages_of(model: nn.Module) -> Stages:
     """A model as a member uses it; ValueError for a model that has no such stages."""
     return model if isinstance(model, SpatialFlow) else RCNNStages(model)
+
+
+def _optimized(cfg: CfgNode, model: nn.Module) -> nn.Module:
+    """What TEST.OPTIMIZE makes of a model; ValueError for a model or data type it is not for."""
+    if not cfg.TEST.OPTIMIZE.ENABLED:
+        return model
+    name = cfg.TEST.OPTIMIZE.DTYPE
+    if name not in AUTOCAST_DTYPES:
+        raise ValueError(f"TEST.OPTIMIZE.DTYPE is one of {list(AUTOCAST_DTYPES)}, not {name!r}.")
+    if not isinstance(model, SpatialFlow):
+        raise ValueError(f"TEST.OPTIMIZE is for SpatialFlow, not for {type(model).__name__}.")
+    return optimize(model, dtype=AUTOCAST_DTYPES[name], compile=cfg.TEST.OPTIMIZE.COMPILE)
 
 
 def _multi_view_model(cfg: CfgNode, members: Sequence[Member]) -> MultiViewModel:
@@ -104,7 +120,7 @@ def _load_member(cfg: CfgNode, entry: Mapping[str, Any]) -> Member:
     class_names = _prepare_classes(own)
     model = build_model(own).eval()
     SafeCheckpointer(model, complete=True).load(entry["WEIGHTS"])
-    stages = stages_of(model)
+    stages = stages_of(_optimized(own, model))
     if cfg.TEST.AUG.ENABLED:
         own.TEST.AUG = cfg.TEST.AUG
     return Member(

@@ -21,6 +21,7 @@ from spatialflow.engine import Trainer, launch
 from spatialflow.model_zoo import get_config
 from spatialflow.multi_view import MultiViewModel, load_model, with_views
 from spatialflow.multi_view.build import _find_config, _match_classes, _prepare_classes
+from spatialflow.optimized import OptimizedSpatialFlow
 
 TRAIN_NET = Path(__file__).resolve().parents[2] / "train_net.py"
 AUG = ["TEST.AUG.ENABLED", "True", "TEST.AUG.SCALES", "[[160, 128], [120, 96]]"]
@@ -217,6 +218,40 @@ def test_detectron2s_own_configs_take_part_with_things_only():
 def test_what_is_no_member_is_shown(config, entry):
     with pytest.raises(ValueError, match=r"MEMBERS: .* is no member. It has CONFIG and WEIGHTS"):
         load_model(config("TEST.ENSEMBLE.MEMBERS", [entry]))
+
+
+OPTIMIZE = ["TEST.OPTIMIZE.ENABLED", True]
+
+
+@pytest.mark.parametrize("views", [[], AUG], ids=["plain", "views"])
+def test_fast_path_by_config(config, toy_datasets, views):
+    image = image_of(toy_datasets)
+    expected = Predictor(config(*views))(image)
+    fast = Predictor(config(*views, *OPTIMIZE))
+    stages = fast.model.members[0].stages if views else fast.model
+    assert isinstance(stages, OptimizedSpatialFlow) and stages.dtype is None
+    found = fast(image)
+    torch.testing.assert_close(found["sem_seg"], expected["sem_seg"], rtol=1e-4, atol=1e-4)
+    for name in ("scores", "pred_classes"):
+        a, b = (getattr(x["instances"], name) for x in (found, expected))
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_fast_members_in_half_precision(config, member):
+    fast = member("1")
+    fast["OPTS"] = [*fast["OPTS"], *OPTIMIZE, "TEST.OPTIMIZE.DTYPE", "bfloat16"]
+    model = load_model(config("TEST.ENSEMBLE.MEMBERS", [member("0"), fast]))
+    slow, fast = (m.stages for m in model.members)
+    assert not isinstance(slow, OptimizedSpatialFlow) and fast.dtype == torch.bfloat16
+
+
+def test_what_cannot_be_optimized_is_named(config, member):
+    with pytest.raises(ValueError, match=r"DTYPE is one of \['float32', .*, not 'int8'"):
+        load_model(config(*OPTIMIZE, "TEST.OPTIMIZE.DTYPE", "int8"))
+    other = member("fpn")
+    other["OPTS"] = [*other["OPTS"], *OPTIMIZE]
+    with pytest.raises(ValueError, match="is for SpatialFlow, not for PanopticFPN"):
+        load_model(config("TEST.ENSEMBLE.MEMBERS", [other]))
 
 
 def test_ensembles_are_not_trained(config, member):
