@@ -2,8 +2,9 @@
 
     python tools/benchmark.py [--device cpu|cuda] [--json-out F] [--markdown F] [--quick]
 
-End to end (image in, panoptic map and segments out, batch 1), stage by stage beside what the
-arithmetic and the memory of the device allow, view by view in multi-scale testing, and in training.
+End to end (image in, panoptic map and segments out, batch 1), in batches of 8, stage by stage
+beside what the arithmetic and the memory of the device allow, view by view in multi-scale testing,
+and in training.
 Prints Markdown tables.
 """
 
@@ -24,7 +25,7 @@ import torchvision
 import spatialflow
 
 from .floors import measure_rates
-from .measure import by_stage, by_view, end_to_end, training
+from .measure import by_batch, by_stage, by_view, end_to_end, training
 from .subjects import CONFIGS, build
 from .tables import as_markdown
 
@@ -70,7 +71,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """All results with device, versions and settings; times in seconds, memory in bytes.
 
-    Stages are those of the first height, with a fifth of the runs.
+    Stages are those of the first height, with a fifth of the runs; batches are of the smallest
+    height, with a tenth.
     """
     device = args.device
     models = {name: build(name, device) for name in CONFIGS}
@@ -81,6 +83,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         if height == args.heights[0]:
             stages = by_stage(models, height, device, max(2, args.runs // 5), rates)
     height, views, trained = args.heights[0], [], []
+    batches = by_batch(models["SpatialFlow"], min(args.heights), device, max(2, args.runs // 10))
     if args.view_runs:
         views = by_view(models["SpatialFlow"], height, device, args.view_runs)
     if args.training_runs:
@@ -99,6 +102,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "settings": {k: v for k, v in vars(args).items() if k not in ("json_out", "markdown")},
         "rates": vars(rates),
         "end_to_end": rows,
+        "batches": batches,
         "stages": stages,
         "views": views,
         "training": trained,

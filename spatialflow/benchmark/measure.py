@@ -1,4 +1,4 @@
-"""The measurements: end to end, stage by stage, view by view, training."""
+"""The measurements: end to end, in batches, stage by stage, view by view, training."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ BASELINE = "Panoptic FPN"
 MULTI_SCALE_CONFIG = "COCO/spatialflow_R_101_DCN_20e_ms_tta.yaml"
 VIEWED_HEIGHT = 480  # of most of COCO's images
 FAST = "SpatialFlow, optimized"
+BATCH_SIZE = 8
 Models = Mapping[str, nn.Module]
 
 
@@ -34,13 +35,12 @@ def end_to_end(models: Models, height: int, device: str, runs: int) -> list[dict
     """
     image = make_image(height)
     found = {name: calibrate(name, model, image) for name, model in models.items()}
-    calls = {name: partial(_infer, model, image) for name, model in models.items()}
-    calls[FAST] = partial(_infer, fast_path(models["SpatialFlow"], device), image)
+    shown = {**models, **fast_paths(models["SpatialFlow"], device)}
+    calls = {name: partial(_infer, model, [image]) for name, model in shown.items()}
     baselines = dict.fromkeys(calls, BASELINE)
-    if device.startswith("cuda"):
-        for name, model in models.items():
-            calls[f"{name}, bf16 autocast"] = partial(_infer_autocast, model, image)
-            baselines[f"{name}, bf16 autocast"] = f"{BASELINE}, bf16 autocast"
+    for name, model in models.items():
+        calls[f"{name}, bf16 autocast"] = partial(_infer_autocast, model, [image], device)
+        baselines[f"{name}, bf16 autocast"] = f"{BASELINE}, bf16 autocast"
     times = alternate(calls, device, runs, warm_up=max(1, runs // 10))
     rows = []
     for name, taken in times.items():
@@ -53,10 +53,26 @@ def end_to_end(models: Models, height: int, device: str, runs: int) -> list[dict
     return rows
 
 
-def fast_path(model: SpatialFlow, device: str) -> nn.Module:
-    """Optimized: on CUDA bfloat16 and compiled with CUDA graphs, on a CPU float32, uncompiled."""
-    cuda = device.startswith("cuda")
-    return optimize(model, dtype=torch.bfloat16 if cuda else None, compile=cuda)
+def fast_paths(model: SpatialFlow, device: str) -> dict[str, nn.Module]:
+    """Optimized: on CUDA in bfloat16 with CUDA graphs; on a CPU in float32 and in bfloat16."""
+    if device.startswith("cuda"):
+        return {FAST: optimize(model, dtype=torch.bfloat16, compile=True)}
+    return {FAST: optimize(model), f"{FAST}, bf16": optimize(model, dtype=torch.bfloat16)}
+
+
+def by_batch(model: SpatialFlow, height: int, device: str, runs: int) -> list[dict[str, Any]]:
+    """Time of an image alone and in a batch, of the default and the fast path."""
+    image = make_image(height)
+    calibrate("SpatialFlow", model, image)
+    rows = []
+    for name, subject in {"SpatialFlow": model, **fast_paths(model, device)}.items():
+        calls = {n: partial(_infer, subject, [image] * n) for n in (1, BATCH_SIZE)}
+        times = alternate(calls, device, runs, warm_up=1)
+        alone, together = times[1], [t / BATCH_SIZE for t in times[BATCH_SIZE]]
+        row = {"name": name, "height": height, "batch_size": BATCH_SIZE, "runs": runs}
+        row |= {"alone": Summary.of(alone).median, "in_batch": Summary.of(together).median}
+        rows.append(row | {"throughput_ratio": median_ratio(alone, together)})
+    return rows
 
 
 def by_stage(
@@ -95,7 +111,7 @@ def by_view(model: SpatialFlow, height: int, device: str, runs: int) -> list[dic
         calls = {}
         for flip in (False, True):
             cfg.TEST.AUG.FLIP = flip
-            calls[flip] = partial(_infer, with_views(cfg, model), image)
+            calls[flip] = partial(_infer, with_views(cfg, model), [image])
         times = alternate(calls, device, runs, warm_up=1)
         alone, pair = Summary.of(times[False]), Summary.of([t / 2 for t in times[True]])
         row = {"longer": longer, "shorter": shorter, "runs": runs}
@@ -119,14 +135,14 @@ def training(
     return rows
 
 
-def _infer(model: nn.Module, image: dict) -> dict:
+def _infer(model: nn.Module, images: list[dict]) -> list[dict]:
     with torch.no_grad():
-        return model([image])[0]
+        return model(images)
 
 
-def _infer_autocast(model: nn.Module, image: dict) -> dict:
-    with torch.autocast("cuda", torch.bfloat16):
-        return _infer(model, image)
+def _infer_autocast(model: nn.Module, images: list[dict], device: str) -> list[dict]:
+    with torch.autocast(torch.device(device).type, torch.bfloat16):
+        return _infer(model, images)
 
 
 def _training_step(model: nn.Module, batch: list[dict]) -> Callable[[], None]:

@@ -13,8 +13,8 @@ def as_markdown(results: dict[str, Any]) -> str:
     """
     versions = ", ".join(f"{k} {v}" for k, v in results["versions"].items())
     head = f"{results['date']}, {results['device']}, {results['threads']} threads, {versions}."
-    parts = [head, _end_to_end(results["end_to_end"]), _stages(results), _views(results)]
-    parts.append(_training(results))
+    parts = [head, _end_to_end(results["end_to_end"]), _batches(results["batches"])]
+    parts += [_stages(results), _views(results), _training(results)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -48,6 +48,20 @@ def _end_to_end(rows: list[dict]) -> str:
         "say."
     )
     return f"{table(header, lines)}\n\n{note}"
+
+
+def _batches(rows: list[dict]) -> str:
+    header = ["batches", "ms/image alone", "ms/image in the batch", "images/s over one by one"]
+    lines = [
+        [
+            f"{r['name']}, {r['batch_size']} x {r['height']} px",
+            f"{1e3 * r['alone']:.1f}",
+            f"{1e3 * r['in_batch']:.1f}",
+            f"{r['throughput_ratio']:.2f}",
+        ]
+        for r in rows
+    ]
+    return table(header, lines)
 
 
 def _stages(results: dict[str, Any]) -> str:

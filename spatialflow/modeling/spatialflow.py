@@ -25,6 +25,10 @@ from .stuff_head import StuffHead
 from .subnets import SEGMENTATION_LEVELS, SubnetFeatures, Subnetworks
 
 PYRAMID = ("p3", "p4", "p5", "p6", "p7")
+PIXELS_AT_A_TIME_ON_CPU = 2**19
+"""A larger batch runs in parts: from there on a ResNet's largest features have more than the 32 MB
+that glibc keeps for the next layer, and to get memory from the system anew takes longer than a
+batch saves (docs/PERFORMANCE.md)."""
 
 
 @META_ARCH_REGISTRY.register()
@@ -273,6 +277,12 @@ class SpatialFlow(nn.Module):
         groups: dict[tuple[int, ...], list[int]] = {}
         unit = max(self.backbone.size_divisibility, 1)
         for i, x in enumerate(batched_inputs):
-            padded = tuple(math.ceil(side / unit) for side in x["image"].shape[-2:])
+            padded = tuple(math.ceil(side / unit) * unit for side in x["image"].shape[-2:])
             groups.setdefault(padded, []).append(i)
-        return list(groups.values())
+        parts = []
+        for (height, width), group in groups.items():
+            step = len(group)
+            if self.device.type == "cpu":
+                step = max(1, PIXELS_AT_A_TIME_ON_CPU // (height * width))
+            parts += [group[i : i + step] for i in range(0, len(group), step)]
+        return parts

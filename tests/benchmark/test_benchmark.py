@@ -42,13 +42,33 @@ def _run(folder):
 
 def test_both_models_do_the_same_work(results):
     rows = {row["name"]: row for row in results[0]["end_to_end"]}
-    assert set(rows) == {"SpatialFlow", "SpatialFlow, optimized", "Panoptic FPN"}
+    assert set(rows) == {
+        "SpatialFlow",
+        "SpatialFlow, bf16 autocast",
+        "SpatialFlow, optimized",
+        "SpatialFlow, optimized, bf16",
+        "Panoptic FPN",
+        "Panoptic FPN, bf16 autocast",
+    }
     for row in rows.values():
         assert row["detections"] == 35
         assert 15 <= row["confident"] <= 30
         assert row["runs"] == 2
         assert row["low"] <= row["median"] <= row["high"]
-    assert rows["Panoptic FPN"]["frame_rate_ratio"] == 1
+    for name in ("Panoptic FPN", "Panoptic FPN, bf16 autocast"):
+        assert rows[name]["frame_rate_ratio"] == 1
+
+
+def test_batches_are_timed_on_both_paths(results):
+    rows = {row["name"]: row for row in results[0]["batches"]}
+    assert set(rows) == {
+        "SpatialFlow",
+        "SpatialFlow, optimized",
+        "SpatialFlow, optimized, bf16",
+    }
+    for row in rows.values():
+        assert row["batch_size"] == 8 and row["height"] == 96
+        assert min(row["alone"], row["in_batch"], row["throughput_ratio"]) > 0
 
 
 def test_stages_have_their_work_and_floors(results):
@@ -75,7 +95,7 @@ def test_views_are_those_of_the_papers(results):
 def test_tables_show_all_rows(results):
     content, text = results
     assert "| (180, 120) |" in text
-    for row in content["end_to_end"] + content["stages"]:
+    for row in content["end_to_end"] + content["batches"] + content["stages"]:
         assert f"| {row['name']}" in text
     assert content["versions"]["PyTorch"] in text
 

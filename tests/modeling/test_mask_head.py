@@ -175,7 +175,9 @@ def test_no_regions_give_a_loss_of_zero_and_gradients_of_zero():
         assert not tensor.grad.any()
 
 
-def test_predict_takes_the_channel_of_each_box():
+@pytest.mark.parametrize("at_a_time", [1, 2, 32])
+def test_predict_takes_the_channel_of_each_box(at_a_time, monkeypatch):
+    monkeypatch.setattr("spatialflow.modeling.mask_head.REGIONS_AT_A_TIME_ON_CPU", at_a_time)
     head, levels = tiny_thing_head(), features(images=3)
     boxes = [Boxes(torch.tensor(b).reshape(-1, 4)) for b in ([[0.0, 0, 9, 9], [3, 3, 50, 60]], [])]
     boxes.append(Boxes(torch.tensor([[5.0, 5, 30, 30]])))

@@ -183,6 +183,20 @@ def test_batch_gives_the_results_of_its_images_alone(sizes):
         assert_same_result(result, model([image])[0])
 
 
+def test_large_batches_run_in_parts_on_a_cpu(monkeypatch):
+    model = sure_of_something(tiny_model())
+    images = [make_input((64, 96), seed=i) for i in range(5)]
+    together = model(images)
+    limit = "spatialflow.modeling.spatialflow.PIXELS_AT_A_TIME_ON_CPU"
+    monkeypatch.setattr(limit, 2 * 64 * 96)
+    batch_sizes = []
+    model.backbone.register_forward_pre_hook(lambda _, args: batch_sizes.append(len(args[0])))
+    in_parts = model(images)
+    assert batch_sizes == [2, 2, 1]
+    for a, b in zip(together, in_parts, strict=True):
+        assert_same_result(a, b)
+
+
 def test_training_labels_do_not_depend_on_a_larger_companion():
     """The companion's padding adds cells; none of them counts for the smaller image."""
     model = tiny_model()
