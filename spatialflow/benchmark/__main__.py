@@ -25,7 +25,7 @@ import torchvision
 import spatialflow
 
 from .floors import measure_rates
-from .measure import by_batch, by_stage, by_view, end_to_end, training
+from .measure import by_batch, by_stage, by_view, end_to_end, merges, training
 from .subjects import CONFIGS, build
 from .tables import as_markdown
 
@@ -104,6 +104,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "end_to_end": rows,
         "batches": batches,
         "stages": stages,
+        "merges": merges(device, args.runs),
         "views": views,
         "training": trained,
     }

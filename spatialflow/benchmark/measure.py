@@ -1,23 +1,33 @@
-"""The measurements: end to end, in batches, stage by stage, view by view, training."""
+"""The measurements: end to end, in batches, stage by stage, merge, view by view, training."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
+from detectron2.modeling.meta_arch.panoptic_fpn import combine_semantic_and_instance_outputs
 from detectron2.utils.events import EventStorage
 from torch import nn
 
 from spatialflow.model_zoo import get_config
 from spatialflow.modeling import SpatialFlow
+from spatialflow.modeling.panoptic import MergeSettings, merge_panoptic
 from spatialflow.multi_view import with_views
 from spatialflow.optimized import optimize
 
 from .floors import Rates, count
 from .stages import stages_of
-from .subjects import CONFIGS, calibrate, make_image, make_training_input
+from .subjects import (
+    CONFIGS,
+    STUFF_LABELS,
+    calibrate,
+    make_image,
+    make_instances,
+    make_training_input,
+)
 from .timing import Summary, alternate, median_ratio, peak_memory, seconds
 
 BASELINE = "Panoptic FPN"
@@ -25,6 +35,8 @@ MULTI_SCALE_CONFIG = "COCO/spatialflow_R_101_DCN_20e_ms_tta.yaml"
 VIEWED_HEIGHT = 480  # of most of COCO's images
 FAST = "SpatialFlow, optimized"
 BATCH_SIZE = 8
+MERGED = 100, (800, 1333)
+MERGE_BASELINE = "Detectron2"
 Models = Mapping[str, nn.Module]
 
 
@@ -116,6 +128,37 @@ def by_view(model: SpatialFlow, height: int, device: str, runs: int) -> list[dic
         alone, pair = Summary.of(times[False]), Summary.of([t / 2 for t in times[True]])
         row = {"longer": longer, "shorter": shorter, "runs": runs}
         rows.append(row | {"alone": alone.median, "with_mirror_image": pair.median})
+    return rows
+
+
+def merges(device: str, runs: int) -> list[dict[str, Any]]:
+    """Time of the merge alone, of 100 instances at 800 x 1333 that all pass the threshold."""
+    count, size = MERGED
+    instances = make_instances(count, size).to(device)
+    labels = make_training_input(size[0])["sem_seg"][:, :1].expand(size).contiguous().to(device)
+    settings = MergeSettings(score_thresh=0.5, overlap_thresh=0.5, stuff_area_limit=4096)
+    calls = {
+        MERGE_BASELINE: lambda: combine_semantic_and_instance_outputs(
+            instances, labels, 0.5, 4096, 0.5
+        )
+    }
+    for name, fill in (("SpatialFlow, no box fill", None), ("SpatialFlow, box fill", 0.6)):
+        calls[name] = partial(
+            merge_panoptic,
+            instances.pred_masks,
+            instances.pred_boxes.tensor,
+            instances.scores,
+            instances.pred_classes,
+            labels,
+            num_stuff_labels=STUFF_LABELS,
+            **vars(replace(settings, box_fill_min_free=fill)),
+        )
+    times = alternate(calls, device, runs, warm_up=2)
+    rows = []
+    for name, taken in times.items():
+        row = {"name": name, "instances": count, "height": size[0], "width": size[1]}
+        row |= vars(Summary.of(taken))
+        rows.append(row | {"speed_ratio": median_ratio(times[MERGE_BASELINE], taken)})
     return rows
 
 

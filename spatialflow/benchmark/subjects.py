@@ -80,6 +80,22 @@ def make_training_input(height: int, num_instances: int = 8, seed: int = 0) -> d
     }
 
 
+def make_instances(count: int, size: tuple[int, int], seed: int = 0) -> Instances:
+    """Overlapping ellipses of all sizes, best first, with scores over any threshold of a merge."""
+    generator = torch.Generator().manual_seed(seed)
+    height, width = size
+    sides = torch.tensor([width, height])
+    center = torch.rand(count, 2, generator=generator) * sides
+    radius = sides / 2 ** (2 + 4 * torch.rand(count, 2, generator=generator))
+    x = (torch.arange(width)[None, None] - center[:, 0, None, None]) / radius[:, 0, None, None]
+    y = (torch.arange(height)[None, :, None] - center[:, 1, None, None]) / radius[:, 1, None, None]
+    masks = x**2 + y**2 < 1
+    instances = Instances(size, pred_masks=masks, pred_boxes=BitMasks(masks).get_bounding_boxes())
+    instances.scores = torch.linspace(1, 0.5, count)
+    instances.pred_classes = torch.randint(THINGS, (count,), generator=generator)
+    return instances
+
+
 @torch.no_grad()
 def calibrate(name: str, model: nn.Module, image: dict) -> dict[str, float]:
     """Set the layer of the class scores so that both models give the same work on an image.

@@ -14,7 +14,7 @@ def as_markdown(results: dict[str, Any]) -> str:
     versions = ", ".join(f"{k} {v}" for k, v in results["versions"].items())
     head = f"{results['date']}, {results['device']}, {results['threads']} threads, {versions}."
     parts = [head, _end_to_end(results["end_to_end"]), _batches(results["batches"])]
-    parts += [_stages(results), _views(results), _training(results)]
+    parts += [_stages(results), _merges(results["merges"]), _views(results), _training(results)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -87,6 +87,14 @@ def _stages(results: dict[str, Any]) -> str:
         "operators read and write when they run one by one, each whole tensor once."
     )
     return f"{table(header, lines)}\n\n{note}"
+
+
+def _merges(rows: list[dict]) -> str:
+    first = rows[0]
+    header = [f"merge of {first['instances']} instances, {first['height']}x{first['width']}"]
+    header += ["ms, median [quartiles]", "speed ratio"]
+    lines = [[r["name"], _milliseconds(r), f"{r['speed_ratio']:.1f}"] for r in rows]
+    return table(header, lines)
 
 
 def _views(results: dict[str, Any]) -> str:

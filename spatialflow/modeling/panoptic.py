@@ -79,10 +79,7 @@ def merge_panoptic(
     order = torch.argsort(scores, descending=True, stable=True)
     # In double, as a threshold of 0.37 means 0.37 and not the nearest float32.
     order = order[scores[order].double() >= score_thresh]
-    masks = masks[order]
-    if isinstance(masks, PastedMasks):
-        masks = masks.tensor
-    panoptic = paint_instances(masks, overlap_thresh)
+    panoptic = paint_instances(_in_order(masks, order), overlap_thresh)
     if stuff_labels is not None:
         paint_stuff(
             panoptic,
@@ -182,6 +179,14 @@ def fill_boxes(panoptic: Tensor, boxes: Tensor, min_free: float) -> None:
             free = region == FREE
             enough = torch.count_nonzero(free).double() / region.numel() >= min_free
             region.masked_fill_(free & enough, i + 1)
+
+
+def _in_order(masks: Tensor | PastedMasks, order: Tensor) -> Tensor:
+    """``masks[order]``; no copy where these are the first ones, as those of a detector are."""
+    if isinstance(masks, PastedMasks):
+        return masks[order].tensor
+    first = torch.arange(len(order), device=order.device)
+    return masks[: len(order)] if torch.equal(order, first) else masks[order]
 
 
 def _windows(masks: Tensor) -> list[tuple[slice, slice]]:

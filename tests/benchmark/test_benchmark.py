@@ -5,12 +5,15 @@ import json
 import pytest
 import torch
 from builders import STUFF_LABELS, THINGS, tiny_model
+from detectron2.modeling.meta_arch.panoptic_fpn import combine_semantic_and_instance_outputs
 
 from spatialflow.benchmark import subjects
 from spatialflow.benchmark.__main__ import main
 from spatialflow.benchmark.floors import Rates, Work, count
 from spatialflow.benchmark.measure import training
+from spatialflow.benchmark.subjects import make_instances
 from spatialflow.benchmark.timing import Summary, alternate, median_ratio
+from spatialflow.modeling.panoptic import merge_panoptic
 
 
 @pytest.fixture(scope="module")
@@ -95,9 +98,40 @@ def test_views_are_those_of_the_papers(results):
 def test_tables_show_all_rows(results):
     content, text = results
     assert "| (180, 120) |" in text
-    for row in content["end_to_end"] + content["batches"] + content["stages"]:
+    for row in content["end_to_end"] + content["batches"] + content["stages"] + content["merges"]:
         assert f"| {row['name']}" in text
     assert content["versions"]["PyTorch"] in text
+
+
+def test_merges_are_those_of_both_projects(results):
+    rows = results[0]["merges"]
+    assert [row["name"] for row in rows] == [
+        "Detectron2",
+        "SpatialFlow, no box fill",
+        "SpatialFlow, box fill",
+    ]
+    assert rows[0]["speed_ratio"] == 1
+
+
+def test_the_merges_that_are_compared_give_one_map():
+    instances, labels = make_instances(20, (60, 90)), torch.arange(90).expand(60, 90) // 10
+    expected, segments = combine_semantic_and_instance_outputs(instances, labels, 0.5, 200, 0.5)
+    found, described = merge_panoptic(
+        instances.pred_masks,
+        instances.pred_boxes.tensor,
+        instances.scores,
+        instances.pred_classes,
+        labels,
+        num_stuff_labels=9,
+        thing_labels=(0,),
+        score_thresh=0.5,
+        overlap_thresh=0.5,
+        stuff_area_limit=200,
+        box_fill_min_free=None,
+    )
+    assert torch.equal(found, expected)
+    assert [s["isthing"] for s in described] == [s["isthing"] for s in segments]
+    assert {s["isthing"] for s in segments} == {True, False}
 
 
 def test_training_changes_no_weight(monkeypatch):
