@@ -168,12 +168,13 @@ def training(
     """Time and peak memory of iterations: losses, gradients and SGD at learning rate 0."""
     batch = [make_training_input(height, seed=i) for i in range(batch_size)]
     steps = {name: _training_step(model, batch) for name, model in models.items()}
+    times = alternate(steps, device, runs, warm_up=1)
     peaks = {name: peak_memory(step, device) for name, step in steps.items()}
-    times = alternate(steps, device, runs, warm_up=0)
     rows = []
     for name, taken in times.items():
         row = {"height": height, "name": name, "batch_size": batch_size, **vars(Summary.of(taken))}
         row["time_ratio"] = median_ratio(taken, times[BASELINE])
+        row["memory_ratio"] = peaks[name] / peaks[BASELINE]
         rows.append(row | {"peak_memory": peaks[name]})
     return rows
 

@@ -115,14 +115,16 @@ def _views(results: dict[str, Any]) -> str:
 def _training(results: dict[str, Any]) -> str:
     if not results["training"]:
         return ""
-    header = ["training", "batch", "s/iteration, median [quartiles]", "time ratio", "peak, MB"]
+    header = ["training", "batch", "s/iteration, median [quartiles]", "time ratio"]
+    header += ["peak, MB", "memory ratio"]
     lines = [
         [
             f"{r['name']}, {r['height']} px",
             f"{r['batch_size']}",
             f"{r['median']:.2f} [{r['low']:.2f}, {r['high']:.2f}]",
             f"{r['time_ratio']:.2f}",
-            "-" if r["peak_memory"] is None else f"{r['peak_memory'] / 1e6:.0f}",
+            f"{r['peak_memory'] / 1e6:.0f}",
+            f"{r['memory_ratio']:.2f}",
         ]
         for r in results["training"]
     ]

@@ -6,10 +6,11 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from itertools import accumulate
 from typing import Any
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 
 def seconds(function: Callable[[], Any], device: str) -> float:
@@ -53,30 +54,19 @@ def median_ratio(numerators: list[float], denominators: list[float]) -> float:
     return statistics.median(a / b for a, b in zip(numerators, denominators, strict=True))
 
 
-def peak_memory(function: Callable[[], Any], device: str) -> int | None:
-    """Bytes that a call has at most, beyond what there was before it.
-
-    On CUDA these are bytes of tensors, on a CPU resident memory of the process; None where the
-    system does not tell (it is read from Linux's /proc).
-    """
+def peak_memory(function: Callable[[], Any], device: str) -> int:
+    """Bytes of tensors that a call has at most, beyond what there was before it."""
     if device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
         function()
         return torch.cuda.max_memory_allocated(device) - before
-    try:
-        Path("/proc/self/clear_refs").write_text("5")  # the peak becomes what there is now
-    except OSError:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         function()
-        return None
-    before = _status("VmRSS")
-    function()
-    return max(0, _status("VmHWM") - before)
-
-
-def _status(key: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(x.split()[1]) * 1024 for x in lines if x.startswith(f"{key}:"))
+    # Each allocation has its bytes, each release the same, negative.
+    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
+    events.sort(key=lambda e: e.start_ns())
+    return max(accumulate((e.nbytes() for e in events), initial=0))
 
 
 def _synchronize(device: str) -> None:

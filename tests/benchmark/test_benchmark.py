@@ -12,7 +12,7 @@ from spatialflow.benchmark.__main__ import main
 from spatialflow.benchmark.floors import Rates, Work, count
 from spatialflow.benchmark.measure import training
 from spatialflow.benchmark.subjects import make_instances
-from spatialflow.benchmark.timing import Summary, alternate, median_ratio
+from spatialflow.benchmark.timing import Summary, alternate, median_ratio, peak_memory
 from spatialflow.modeling.panoptic import merge_panoptic
 
 
@@ -141,7 +141,7 @@ def test_training_changes_no_weight(monkeypatch):
     before = [p.clone() for p in models["SpatialFlow"].parameters()]
     rows = training(models, height=64, device="cpu", runs=2, batch_size=2)
     assert [row["name"] for row in rows] == list(models)
-    assert rows[1]["time_ratio"] == 1
+    assert rows[1]["time_ratio"] == rows[1]["memory_ratio"] == 1
     parameters = list(models["SpatialFlow"].parameters())
     assert all(torch.equal(p, q) for p, q in zip(parameters, before, strict=True))
     assert all(p.grad is not None for p in parameters)
@@ -166,6 +166,16 @@ def test_calls_alternate_and_warm_up_is_dropped():
 def test_summary_and_ratio():
     assert Summary.of([4.0, 1.0, 2.0, 3.0, 5.0]) == Summary(3.0, 2.0, 4.0, 5)
     assert median_ratio([2.0, 9.0, 4.0], [1.0, 3.0, 4.0]) == 2.0
+
+
+def test_peak_is_what_lives_together():
+    def function():
+        a = torch.zeros(1000, 1000)
+        b = a + 1
+        del a
+        return b * 2 + b
+
+    assert peak_memory(function, "cpu") == 3 * 4_000_000
 
 
 def test_quartiles_need_two_runs(capsys):

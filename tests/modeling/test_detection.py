@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from builders import CHANNELS, THINGS, filled, ground_truth, tiny_detector
 from detectron2.structures import Boxes, Instances
+from fvcore.nn import sigmoid_focal_loss
 
 from spatialflow.modeling.detection import (
     IGNORED,
@@ -145,6 +146,21 @@ def test_focal_loss_without_focus_is_half_the_cross_entropy():
         logits, F.one_hot(labels, K + 1)[..., :K].float(), reduction="sum"
     )
     torch.testing.assert_close(detector.classification_loss(logits, labels), expected / 2)
+
+
+@pytest.mark.parametrize("at_a_time", [1, 3, 1000])
+def test_focal_loss_in_parts_is_that_of_the_whole(at_a_time, monkeypatch):
+    monkeypatch.setattr("spatialflow.modeling.detection.ANCHORS_AT_A_TIME", at_a_time)
+    logits = torch.randn(2, 5, K, requires_grad=True)
+    labels = torch.tensor([[IGNORED, 0, K, 1, K], [K, IGNORED, K, 2, 0]])
+    loss = square_detector(8).classification_loss(logits, labels)
+    (gradient,) = torch.autograd.grad(loss, logits)
+    counted = labels != IGNORED
+    one_hot = F.one_hot(labels[counted], K + 1)[:, :K].float()
+    expected = sigmoid_focal_loss(logits[counted], one_hot, 0.25, 2.0, reduction="sum")
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(gradient, torch.autograd.grad(expected, logits)[0])
+    assert not gradient[labels == IGNORED].any()
 
 
 def losses(detector, labels, boxes, logits=None, deltas=None):
