@@ -93,7 +93,8 @@ class ThingHead(nn.Module):
     ) -> list[Tensor]:
         """Mask probabilities, (n, M, M) for the n boxes of each image, of the class of each box."""
         pooled = self.mask_pooler(features, boxes)
-        step = max(1, len(pooled)) if pooled.is_cuda else REGIONS_AT_A_TIME_ON_CPU
+        on_cpu = pooled.device.type == "cpu"
+        step = REGIONS_AT_A_TIME_ON_CPU if on_cpu else max(1, len(pooled))
         parts = zip(pooled.split(step), torch.cat(classes).split(step), strict=True)
         logits = torch.cat([_of_class(self.mask_head.layers(x), c) for x, c in parts])
         return list(logits.float().sigmoid().split([len(b) for b in boxes]))
