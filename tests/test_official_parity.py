@@ -523,9 +523,10 @@ def test_full_output_of_many_views(full):
     predictor = Predictor(cfg)
     image = theirs["in/image_bgr_uint8"].numpy()
     (member,) = predictor.model.members
-    seen = list(member.batches(torch.from_numpy(image[:, :, ::-1].transpose(2, 0, 1).copy())))
-    for batch, number in zip(seen, range(0, len(metas), 2), strict=True):
-        close(batch.images.tensor[:1], theirs[f"aug/in{number}"])
+    shown = torch.from_numpy(image[:, :, ::-1].transpose(2, 0, 1).copy())
+    seen = [x for b in member.batches(shown, predictor.model.device) for x in b.images.tensor]
+    for view, number in zip(seen[::2], range(0, len(metas), 2), strict=True):
+        close(view[None], theirs[f"aug/in{number}"])
     output = predictor(image)
     assert_detections_are_those_of("aug", theirs, output["instances"])
     labels = full.label_order[output["sem_seg"].argmax(dim=0)]

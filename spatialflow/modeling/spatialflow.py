@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
 from detectron2.config import configurable
@@ -24,6 +25,7 @@ from .pasted_masks import PastedMasks
 from .stuff_head import StuffHead
 from .subnets import SEGMENTATION_LEVELS, SubnetFeatures, Subnetworks
 
+T = TypeVar("T")
 PYRAMID = ("p3", "p4", "p5", "p6", "p7")
 PIXELS_AT_A_TIME_ON_CPU = 2**19
 """A larger batch runs in parts: from there on a ResNet's largest features have more than the 32 MB
@@ -279,10 +281,20 @@ class SpatialFlow(nn.Module):
         for i, x in enumerate(batched_inputs):
             padded = tuple(math.ceil(side / unit) * unit for side in x["image"].shape[-2:])
             groups.setdefault(padded, []).append(i)
-        parts = []
-        for (height, width), group in groups.items():
-            step = len(group)
-            if self.device.type == "cpu":
-                step = max(1, PIXELS_AT_A_TIME_ON_CPU // (height * width))
-            parts += [group[i : i + step] for i in range(0, len(group), step)]
-        return parts
+        return [
+            part for size, group in groups.items() for part in split_batch(group, size, self.device)
+        ]
+
+
+def split_batch(batch: list[T], size: tuple[int, int], device: torch.device) -> list[list[T]]:
+    """The parts of a batch that run one after the other: on a CPU as few images as suit its memory.
+
+    Args:
+        batch: whatever stands for the images.
+        size: (height, width) of each.
+        device: where they run.
+    """
+    step = len(batch)
+    if device.type == "cpu":
+        step = max(1, PIXELS_AT_A_TIME_ON_CPU // (size[0] * size[1]))
+    return [batch[i : i + step] for i in range(0, len(batch), step)]

@@ -13,6 +13,8 @@ import torch
 from detectron2.structures import ImageList, Instances
 from torch import Tensor, nn
 
+from spatialflow.modeling.spatialflow import split_batch
+
 from .stages import Stages
 from .views import View, flip_instances, show
 
@@ -65,18 +67,22 @@ class Member(nn.Module):
         self.weight = weight
         self.numbers = numbers
 
-    def batches(self, image: Tensor) -> Iterator[ViewBatch]:
-        """The views of an image (3, H, W), those of one size together, made when they are due."""
+    def batches(self, image: Tensor, device: torch.device) -> Iterator[ViewBatch]:
+        """The views of an image (3, H, W), those of one size together, made when they are due.
+
+        On a CPU large views come alone, see :func:`spatialflow.modeling.spatialflow.split_batch`.
+        """
         by_size: dict[tuple[int, ...], list[tuple[Tensor, View]]] = {}
         for view in self.views:
             shown = show(view, image)
             by_size.setdefault(tuple(shown.shape), []).append((shown, view))
-        for group in by_size.values():
-            yield ViewBatch(
-                self.stages.preprocess_image([{"image": shown} for shown, _ in group]),
-                flips=[view.flip for _, view in group],
-                weights=[self.weight * view.weight for _, view in group],
-            )
+        for (_, height, width), group in by_size.items():
+            for part in split_batch(group, (height, width), device):
+                yield ViewBatch(
+                    self.stages.preprocess_image([{"image": shown} for shown, _ in part]),
+                    flips=[view.flip for _, view in part],
+                    weights=[self.weight * view.weight for _, view in part],
+                )
 
     def find_candidates(
         self, features: Any, batch: ViewBatch, size: tuple[int, int]

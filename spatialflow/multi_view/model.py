@@ -125,7 +125,7 @@ class MultiViewModel(nn.Module):
         candidates, stuff, seen = [], WeightedMean(), []
         for member in self.members:
             with self._in_use(member):
-                for batch in member.batches(self._in_format(image, member)):
+                for batch in member.batches(self._in_format(image, member), self.device):
                     features = member.stages.extract_features(batch.images)
                     candidates += member.find_candidates(features, batch, size)
                     if member.stages.predicts_stuff:

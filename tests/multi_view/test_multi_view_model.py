@@ -117,6 +117,22 @@ def test_channels_reach_a_member_in_its_order(model, image):
     assert_same(answer(rgb, image), answer(model, image.flip(0)))
 
 
+@pytest.mark.parametrize("at_a_time", [1, 2])
+def test_views_of_one_size_run_together_unless_they_are_large(model, image, at_a_time, monkeypatch):
+    together = multi_view(Member(model, [view(), view(48), view(flip=True)], "BGR"))
+    expected, sizes = answer(together, image), []
+    limit = "spatialflow.modeling.spatialflow.PIXELS_AT_A_TIME_ON_CPU"
+    monkeypatch.setattr(limit, at_a_time * HEIGHT * WIDTH)
+    hook = model.backbone.register_forward_pre_hook(lambda _, x: sizes.append(len(x[0])))
+    try:
+        found = answer(together, image)
+    finally:
+        hook.remove()
+    assert sizes == ([2, 1] if at_a_time == 2 else [1, 1, 1])
+    torch.testing.assert_close(found["sem_seg"], expected["sem_seg"])
+    assert torch.equal(found["panoptic_seg"][0], expected["panoptic_seg"][0])
+
+
 def test_members_in_turn_give_the_same(model, image):
     members = [Member(model, [view(), view(48)], "BGR"), Member(model, [view(80)], "BGR")]
     together = answer(multi_view(*members), image)
