@@ -24,7 +24,7 @@ $(STAMP): pyproject.toml constraints.txt tools/install.py
 
 TOY := --config-file configs/toy/spatialflow_toy.yaml
 demo: $(STAMP) ## train on toy scenes, evaluate, write pictures (CPU, minutes)
-	$(BIN)/python -m spatialflow.data.toy
+	$(BIN)/python -m spatialflow.tools.toy
 	$(BIN)/python train_net.py $(TOY) $(ARGS)
 	$(BIN)/python tools/draw_results.py $(TOY) --output output/toy/pictures \
 		--opts MODEL.WEIGHTS output/toy/model_final.pth
@@ -42,7 +42,7 @@ format: $(STAMP) ## format the code, mend what ruff can mend
 	$(BIN)/ruff format .
 
 doctor: $(STAMP) ## say what is installed, what is missing, and what to do about it
-	$(BIN)/python -m spatialflow.doctor
+	$(BIN)/python -m spatialflow.tools.doctor
 
 clean: ## remove caches and builds (not .venv, datasets or output)
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from spatialflow.config import load_config
 from spatialflow.errors import UserError, exit_on_user_error, reading_user_input
-from spatialflow.predictor import Predictor
+from spatialflow.inference.predictor import Predictor
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm")
 

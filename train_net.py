@@ -3,7 +3,7 @@
 
 from spatialflow.engine import Trainer, argument_parser, launch, read_config, setup
 from spatialflow.errors import exit_on_user_error, reading_user_input
-from spatialflow.multi_view import load_model
+from spatialflow.inference import load_model
 
 
 def main(args):

@@ -17,9 +17,9 @@ from detectron2.data import MetadataCatalog
 from tqdm import tqdm
 
 from spatialflow.data import dataset_categories, load_coco_panoptic
-from spatialflow.data.parallel import in_parallel
 from spatialflow.data.targets import index_map, read_panoptic_png, stuff_labels
 from spatialflow.errors import exit_on_user_error, reading_user_input
+from spatialflow.utils.parallel import in_parallel
 
 NAMES = ("coco_2017_train_panoptic_separated", "coco_2017_val_panoptic_separated")
 

@@ -2,7 +2,7 @@
 
 What stands in ``__all__`` is imported when it is first used, and with it ``spatialflow.modeling``,
 which registers the model with Detectron2. So ``import spatialflow`` alone needs neither, and
-``python -m spatialflow.doctor`` can run where something is missing.
+``python -m spatialflow.tools.doctor`` can run where something is missing.
 """
 
 from __future__ import annotations
@@ -10,15 +10,15 @@ from __future__ import annotations
 from importlib import import_module
 from importlib.util import find_spec
 
-from .lazy import lazy_names
+from .utils.lazy import lazy_names
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "add_spatialflow_config": "config",
     "load_config": "config",
-    "optimize": "optimized",
-    "Predictor": "predictor",
+    "optimize": "inference.optimized",
+    "Predictor": "inference.predictor",
 }
 
 __all__ = sorted(_HOMES)
@@ -29,7 +29,7 @@ def _prepare(name: str) -> None:
         raise ImportError(
             f"spatialflow.{name} needs Detectron2, which is not installed for this Python: run "
             "`make install` in SpatialFlow's repository and use the Python of its .venv. "
-            "`python -m spatialflow.doctor` tells what else is missing."
+            "`python -m spatialflow.tools.doctor` tells what else is missing."
         )
     import_module("spatialflow.modeling")
 

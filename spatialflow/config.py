@@ -79,7 +79,7 @@ def add_spatialflow_config(cfg: CN) -> None:
     # Write each evaluation's panoptic predictions as COCO panoptic results, PNGs and JSON, into
     # OUTPUT_DIR/inference/<dataset>/, with a dataset.json that names the ground truth.
     cfg.TEST.SAVE_PREDICTIONS = False
-    # Write what the merge starts from there too, for python -m spatialflow.evaluation.sweep,
+    # Write what the merge starts from there too, for python -m spatialflow.tools.sweep,
     # .explain and .submission.
     cfg.TEST.SAVE_RAW_OUTPUTS = False
 

@@ -52,7 +52,7 @@ def camvid() -> Path:
 @pytest.fixture(scope="session")
 def toy_datasets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A datasets folder with a few of the toy scenes."""
-    from spatialflow.data import toy
+    from spatialflow.tools import toy
 
     root = tmp_path_factory.mktemp("datasets")
     toy.generate(str(root), train=12, val=3)

@@ -12,12 +12,12 @@ from detectron2.layers import ShapeSpec
 from torchvision.models import resnet18, resnext50_32x4d
 
 from spatialflow import model_zoo
+from spatialflow.checkpoint.torchvision_weights import PREFIX, convert
 from spatialflow.config import load_config
 from spatialflow.engine.setup import check_schedule
-from spatialflow.model_zoo.markdown import describe_backbone, describe_training, render
-from spatialflow.model_zoo.results import DETECTION_RESULTS, PANOPTIC_RESULTS
-from spatialflow.model_zoo.torchvision_weights import PREFIX, convert
 from spatialflow.modeling.backbone import build_resnet
+from spatialflow.tools.zoo.markdown import describe_backbone, describe_training, render
+from spatialflow.tools.zoo.results import DETECTION_RESULTS, PANOPTIC_RESULTS
 
 MODEL_ZOO = Path(__file__).resolve().parents[1] / "MODEL_ZOO.md"
 NOT_LISTED = ("quick_schedules/",)

@@ -47,13 +47,13 @@ from spatialflow import Predictor
 from spatialflow.checkpoint.official import OTHER_CATEGORY_ID, other_label
 from spatialflow.data import PanopticMapper
 from spatialflow.data.categories import VOID_LABEL, Categories
+from spatialflow.inference.ensemble import WeightedMean
 from spatialflow.model_zoo import get_config
 from spatialflow.modeling.deform_conv import ModulatedDeformConv
 from spatialflow.modeling.detection import AnchorTargets, DensePredictions
 from spatialflow.modeling.mask_head import mask_loss
 from spatialflow.modeling.panoptic import merge_panoptic
 from spatialflow.modeling.stuff_head import stuff_loss
-from spatialflow.multi_view.model import WeightedMean
 
 
 def close(ours, theirs, atol=1e-4, rtol=0.0):

@@ -82,7 +82,7 @@ def test_wheel__carries_configs_and_report_and_finds_them(tmp_path):
         return {str(f.relative_to(folder)): f.read_bytes() for f in folder.rglob("*.yaml")}
 
     assert contents(carried) == contents(ROOT / "configs") != {}
-    assets = Path("spatialflow", "report", "assets")
+    assets = Path("spatialflow", "tools", "report", "assets")
     assert {f.name for f in (installed / assets).iterdir()} == {
         f.name for f in (ROOT / assets).iterdir()
     }

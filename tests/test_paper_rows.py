@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from spatialflow.model_zoo import config_names
-from spatialflow.model_zoo.results import DETECTION_RESULTS, PANOPTIC_RESULTS
+from spatialflow.tools.zoo.results import DETECTION_RESULTS, PANOPTIC_RESULTS
 
 PAPERS = Path(__file__).resolve().parents[2] / "shared" / "papers"
 JOURNAL = "spatialflow_journal.txt"

@@ -26,7 +26,7 @@ from panopticapi.evaluation import pq_compute
 from panopticapi.utils import id2rgb
 from PIL import Image
 
-from spatialflow.evaluation.folders import PanopticFolder, score_folder
+from spatialflow.saved.folders import PanopticFolder, score_folder
 
 WIDTH, HEIGHT = 640, 480
 CATEGORIES = [{"id": i, "name": str(i), "isthing": int(i <= 80)} for i in range(1, 134)]

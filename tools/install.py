@@ -78,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         install_everything(python, have=freeze([str(site)]))
     say("Checking the installation")
     run(
-        [python, "-m", "spatialflow.doctor"],
+        [python, "-m", "spatialflow.tools.doctor"],
         "The installation is not complete; see the lines above.",
     )
 

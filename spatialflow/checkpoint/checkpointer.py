@@ -13,7 +13,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
 from torch import nn
 
-from spatialflow.checkpoint.safe import load_tensors
+from .safe import load_tensors
 
 MAX_NAMED = 8
 """How many keys an error message names before it only counts the rest."""

@@ -14,8 +14,8 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
-from spatialflow.model_zoo.torchvision_weights import PREFIX
-from spatialflow.model_zoo.torchvision_weights import rename as rename_resnet
+from .torchvision_weights import PREFIX
+from .torchvision_weights import rename as rename_resnet
 
 OTHER_CATEGORY_ID = 183
 """The category that the authors give to all things on the stuff map."""

@@ -5,7 +5,7 @@ What stands in ``__all__`` is imported when it is first used: reading files need
 
 from __future__ import annotations
 
-from spatialflow.lazy import lazy_names
+from spatialflow.utils.lazy import lazy_names
 
 _HOMES = {
     "Categories": "categories",

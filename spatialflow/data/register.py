@@ -12,7 +12,8 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 
-from ..config import CLASS_COUNT_UNSET
+from spatialflow.config import CLASS_COUNT_UNSET
+
 from .categories import Categories
 from .coco_panoptic import load_coco_panoptic, load_unannotated, read_categories
 
@@ -45,7 +46,7 @@ _ENTRIES = {
     "REGISTER": "[name, image folder, PNG folder, JSON]",
     "UNANNOTATED": "[name, image folder, JSON with 'images', dataset of the same classes]",
 }
-_TOY_HINT = "; make it with 'python -m spatialflow.data.toy'"
+_TOY_HINT = "; make it with 'python -m spatialflow.tools.toy'"
 _SEPARATED_HINT = (
     "; make it with 'python datasets/prepare_panoptic_stuff.py', or use the name without _separated"
 )

@@ -75,8 +75,8 @@ def check_device(cfg: CfgNode) -> None:
     if on_cuda and not torch.cuda.is_available():
         raise ValueError(
             f"MODEL.DEVICE is {cfg.MODEL.DEVICE!r}, but torch finds no CUDA device here. Append "
-            "'MODEL.DEVICE cpu' to run on the CPU; 'python -m spatialflow.doctor' says what is "
-            "missing for CUDA."
+            "'MODEL.DEVICE cpu' to run on the CPU; 'python -m spatialflow.tools.doctor' says what "
+            "is missing for CUDA."
         )
     if cfg.SOLVER.AMP.ENABLED and not on_cuda:
         raise ValueError(

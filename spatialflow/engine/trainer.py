@@ -29,12 +29,13 @@ from torch.utils.data import DataLoader
 from spatialflow.checkpoint import SafeCheckpointer
 from spatialflow.checkpoint.checkpointer import atomic_write
 from spatialflow.data import build_test_loader, build_train_loader
-from spatialflow.engine.hooks import BestCheckpointer, FiniteLossGuard
 from spatialflow.errors import reading_user_input
 from spatialflow.evaluation import build_evaluator, format_comparison, format_results
 from spatialflow.evaluation.tables import without_nan, write_csv
+from spatialflow.inference import with_views
 from spatialflow.modeling.class_layers import is_class_layer
-from spatialflow.multi_view import with_views
+
+from .hooks import BestCheckpointer, FiniteLossGuard
 
 
 class Trainer(DefaultTrainer):

@@ -5,7 +5,7 @@ What stands in ``__all__`` is imported when it is first used: scoring files need
 
 from __future__ import annotations
 
-from spatialflow.lazy import lazy_names
+from spatialflow.utils.lazy import lazy_names
 
 _HOMES = {
     "PanopticCounts": "panoptic_quality",
@@ -18,7 +18,6 @@ _HOMES = {
     "format_comparison": "tables",
     "format_results": "tables",
     "match_segments": "panoptic_quality",
-    "score_folder": "folders",
     "write_csv": "tables",
 }
 

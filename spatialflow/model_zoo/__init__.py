@@ -1,7 +1,7 @@
 """The project's config files by name, as ``detectron2.model_zoo`` gives Detectron2's.
 
 ``MODEL_ZOO.md`` lists them with what is known of their results; it is made from
-:mod:`spatialflow.model_zoo.results` by ``python -m spatialflow.model_zoo > MODEL_ZOO.md``.
+:mod:`spatialflow.tools.zoo.results` by ``python -m spatialflow.tools.zoo > MODEL_ZOO.md``.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from detectron2.config import CfgNode
 
-from ..config import config_dir, load_config
+from spatialflow.config import config_dir, load_config
 
 PART_PREFIX = "Base-"
 """Files whose name begins with it are parts of configs, for ``_BASE_``."""

@@ -11,8 +11,8 @@ from tiny_runs import tiny_overrides
 
 from spatialflow.config import config_dir, load_config
 from spatialflow.data import datasets_root, prepare_datasets
-from spatialflow.data.convert.__main__ import main as convert
 from spatialflow.engine import Trainer
+from spatialflow.tools.convert.__main__ import main as convert
 
 NAMES = [f"cityscapes_fine_panoptic_{split}" for split in ("train", "val")]
 

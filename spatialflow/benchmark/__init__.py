@@ -1,1 +1,0 @@
-"""Speed of SpatialFlow beside Detectron2's Panoptic FPN: ``python -m spatialflow.benchmark``."""

@@ -1,0 +1,196 @@
+"""From one picture to its panoptic segmentation, in Python."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import Metadata
+from detectron2.data import transforms as T
+from detectron2.utils.visualizer import Visualizer
+
+from spatialflow.config import load_config
+from spatialflow.data import Categories, PanopticMapper, dataset_categories, prepare_datasets
+from spatialflow.engine.setup import check_device
+
+from . import load_model
+
+CHANNELS_TO_BGR = {1: cv2.COLOR_GRAY2BGR, 4: cv2.COLOR_BGRA2BGR}
+
+
+class Predictor:
+    """A trained model that takes pictures one by one.
+
+    The dataset it was trained on need not be there: without it the classes go by numbers.
+
+    Args:
+        config: a config, or the path of a config file.
+        weights: path or URL of the weights; default: the config's MODEL.WEIGHTS.
+        opts: ``KEY VALUE ...`` overrides of the config.
+
+    Attributes:
+        cfg, model: the config, and the model in evaluation mode.
+        categories, metadata: the classes, ours and as Detectron2's ``Visualizer`` wants them.
+
+    Raises:
+        FileNotFoundError, KeyError, ValueError: a bad config, no such device, weights that are
+            not there, unsafe, or do not fit; the dataset is not there and neither are the config's
+            class counts.
+
+    Example:
+        >>> predictor = Predictor("configs/COCO/spatialflow_R_50_20e.yaml", "model_final.pth")
+        >>> output = predictor(cv2.imread("street.jpg"))
+        >>> panoptic_map, segments = output["panoptic_seg"]
+    """
+
+    def __init__(
+        self,
+        config: CfgNode | str | os.PathLike,
+        weights: str | None = None,
+        opts: Sequence[str] = (),
+    ) -> None:
+        cfg = config.clone() if isinstance(config, CfgNode) else load_config(os.fspath(config))
+        cfg.defrost()
+        cfg.merge_from_list(list(opts))
+        cfg.MODEL.WEIGHTS = cfg.MODEL.WEIGHTS if weights is None else os.fspath(weights)
+        check_device(cfg)
+        self.categories = _find_categories(cfg)
+        self.metadata = Metadata(**self.categories.as_metadata())
+        mapper = PanopticMapper(cfg, is_train=False)
+        if mapper.image_format not in ("BGR", "RGB"):
+            raise ValueError(f"INPUT.FORMAT must be BGR or RGB here, not {mapper.image_format!r}.")
+        self._augmentations, self._image_format = mapper.augmentations, mapper.image_format
+        self.cfg = cfg
+        self.model = load_model(cfg)
+
+    @torch.no_grad()
+    def __call__(self, image: np.ndarray) -> dict[str, Any]:
+        """Segment one picture.
+
+        Args:
+            image: (H, W, 3) uint8 in BGR order, as ``cv2.imread`` gives it; grey (H, W) and
+                BGRA (H, W, 4) are converted.
+
+        Returns:
+            Detectron2's output for one image at its size: ``panoptic_seg``, ``instances`` and
+            ``sem_seg`` as :class:`spatialflow.modeling.SpatialFlow` describes them.
+
+        Raises:
+            TypeError, ValueError: it is no such array.
+        """
+        return self.model([self.model_input(image)])[0]
+
+    def model_input(self, image: np.ndarray) -> dict[str, Any]:
+        """A picture as the model takes it: resized, ``image`` (3, h, w), ``height``, ``width``.
+
+        Args:
+            image: see the call.
+        """
+        image = as_bgr(image)
+        height, width = image.shape[:2]
+        if self._image_format == "RGB":
+            image = image[:, :, ::-1]
+        aug_input = T.AugInput(image)
+        self._augmentations(aug_input)
+        tensor = torch.from_numpy(np.ascontiguousarray(aug_input.image.transpose(2, 0, 1)))
+        return {"image": tensor, "height": height, "width": width}
+
+    def draw(self, image: np.ndarray, output: dict[str, Any]) -> np.ndarray:
+        """The picture with its segments, or its instances where the model makes no segments.
+
+        Args:
+            image: what the output belongs to.
+            output: what the call returned.
+
+        Returns:
+            (H, W, 3) uint8 in BGR order.
+        """
+        visualizer = Visualizer(as_bgr(image)[:, :, ::-1], self.metadata)
+        if "panoptic_seg" in output:
+            panoptic_map, segments = output["panoptic_seg"]
+            copies = [dict(s) for s in segments]  # the visualizer writes into them
+            drawn = visualizer.draw_panoptic_seg_predictions(panoptic_map.cpu(), copies)
+        else:
+            drawn = visualizer.draw_instance_predictions(output["instances"].to("cpu"))
+        return np.ascontiguousarray(drawn.get_image()[:, :, ::-1])
+
+    def segments(self, output: dict[str, Any]) -> list[dict[str, Any]]:
+        """The segments of a picture in the dataset's terms, ready for JSON.
+
+        Args:
+            output: what the call returned, with ``panoptic_seg``.
+
+        Returns:
+            A dict a segment: ``id`` (its value in the map), ``category_id`` (the dataset's),
+            ``category`` (its name), ``isthing``, ``score`` (things only), ``area`` in pixels and
+            ``bbox``, x, y, width, height.
+        """
+        panoptic_map, segments = output["panoptic_seg"]
+        panoptic_map = panoptic_map.cpu().numpy()
+        described = []
+        for s in segments:
+            classes = self.categories.things if s["isthing"] else self.categories.stuff
+            category = classes[s["category_id"]]
+            mask = (panoptic_map == s["id"]).astype(np.uint8)
+            described.append(
+                {
+                    "id": int(s["id"]),
+                    "category_id": category.id,
+                    "category": category.name,
+                    "isthing": bool(s["isthing"]),
+                    **({"score": round(float(s["score"]), 4)} if s["isthing"] else {}),
+                    "area": int(mask.sum()),
+                    "bbox": list(cv2.boundingRect(mask)),
+                }
+            )
+        return described
+
+
+def as_bgr(image: np.ndarray) -> np.ndarray:
+    """(H, W, 3) uint8 of a grey, BGR or BGRA picture; see :class:`Predictor` for the errors."""
+    if not isinstance(image, np.ndarray) or image.dtype != np.uint8:
+        kind = getattr(image, "dtype", type(image).__name__)
+        raise TypeError(f"A picture is a numpy array of uint8 values 0 to 255, not {kind}.")
+    image = image[:, :, None] if image.ndim == 2 else image
+    if image.ndim != 3 or image.shape[2] not in (1, 3, 4) or not image.size:
+        raise ValueError(
+            f"A picture has the shape (H, W, 3), (H, W) or (H, W, 4), not {image.shape}."
+        )
+    if image.shape[2] == 3:
+        return image
+    return cv2.cvtColor(image, CHANNELS_TO_BGR[image.shape[2]])
+
+
+def _find_categories(cfg: CfgNode) -> Categories:
+    """Classes of the config's dataset, numbered ones where it is not there; sets class counts."""
+    names = [*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN]
+    try:
+        prepare_datasets(cfg, check_files=False)
+        if names:
+            return dataset_categories(names[0])
+    except FileNotFoundError:
+        if not _class_counts_known(cfg):
+            raise
+    if not _class_counts_known(cfg):
+        raise ValueError(
+            "Name the dataset in DATASETS.TEST, or set MODEL.RETINANET.NUM_CLASSES and "
+            "MODEL.SEM_SEG_HEAD.NUM_CLASSES: the model's classes are not known."
+        )
+    logging.getLogger(__name__).warning(
+        "The dataset (%s) is not there: classes go by numbers.", ", ".join(names) or "none named"
+    )
+    things, labels = cfg.MODEL.RETINANET.NUM_CLASSES, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
+    return Categories.from_json(
+        [{"id": i, "name": f"thing {i}", "isthing": 1} for i in range(things)]
+        + [{"id": things + i, "name": f"stuff {i}", "isthing": 0} for i in range(1, labels)]
+    )
+
+
+def _class_counts_known(cfg: CfgNode) -> bool:
+    return bool(cfg.MODEL.RETINANET.NUM_CLASSES and cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)

@@ -1,0 +1,1 @@
+"""The evaluation on disk: predictions, raw outputs and what describes them."""

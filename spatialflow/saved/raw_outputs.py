@@ -1,0 +1,205 @@
+"""What the merge starts from, on disk: a small file an image, so that it can be merged again.
+
+A folder of raw outputs has ``raw_outputs.json`` (:class:`RawOutputs`) and, under ``raw_outputs/``,
+an ``.npz`` an image: boxes, scores and classes of the instances, their masks run-length encoded as
+in COCO, and the stuff labels as a PNG. Nothing of it is pickled.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.structures import Boxes, Instances
+from detectron2.utils import comm
+from pycocotools import mask as mask_util
+from torch import Tensor
+
+from spatialflow.evaluation.ground_truth import PanopticGroundTruth
+from spatialflow.evaluation.unannotated import UnannotatedImages
+from spatialflow.modeling.panoptic import MergeSettings, merge_panoptic
+
+FOLDER = "raw_outputs"
+INDEX = f"{FOLDER}.json"
+_TRUTH_KEYS = ("panoptic_root", "panoptic_json")
+
+
+def save_raw_output(path: str, instances: Instances, stuff_labels: Tensor) -> None:
+    """Write the instances and stuff labels of one image.
+
+    Args:
+        path: of the ``.npz``.
+        instances: ``pred_boxes``, ``scores``, ``pred_classes`` and ``pred_masks`` (N, H, W) bool.
+        stuff_labels: (H, W) integers below 256.
+    """
+    masks = (mask.cpu().numpy() for mask in instances.pred_masks)  # pasted one at a time
+    runs = [mask_util.encode(np.asfortranarray(m, np.uint8))["counts"] for m in masks]
+    _, png = cv2.imencode(".png", stuff_labels.cpu().numpy().astype(np.uint8))
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    np.savez_compressed(
+        path,
+        boxes=instances.pred_boxes.tensor.cpu().numpy(),
+        scores=instances.scores.cpu().numpy(),
+        classes=instances.pred_classes.cpu().numpy(),
+        mask_runs=np.frombuffer(b"".join(runs), np.uint8),
+        mask_ends=np.cumsum([len(r) for r in runs], dtype=np.int64),
+        stuff_png=png,
+    )
+
+
+def load_raw_output(path: str) -> tuple[Instances, Tensor]:
+    """Read what :func:`save_raw_output` wrote, exactly as it was.
+
+    Raises:
+        FileNotFoundError: the file is not there.
+        ValueError: it is damaged or no such file.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            arrays = dict(stored)
+        labels = cv2.imdecode(arrays["stuff_png"], cv2.IMREAD_UNCHANGED)
+        runs, ends = arrays["mask_runs"].tobytes(), arrays["mask_ends"].tolist()
+        rles = [
+            {"size": list(labels.shape), "counts": runs[start:end]}
+            for start, end in zip([0, *ends], ends, strict=False)
+        ]
+        # Decoded by columns; OpenCV's transposition is many times faster than numpy's or torch's.
+        masks = [cv2.transpose(mask_util.decode(rle).T) for rle in rles]
+    except FileNotFoundError as e:
+        raise FileNotFoundError(f"Raw output {path} is not there.") from e
+    except Exception as e:  # whatever zip, PNG and RLE readers raise on damaged data
+        raise ValueError(f"Raw output {path} cannot be read: {type(e).__name__}: {e}") from e
+    instances = Instances(labels.shape)
+    instances.pred_boxes = Boxes(torch.from_numpy(arrays["boxes"]))
+    instances.scores = torch.from_numpy(arrays["scores"])
+    instances.pred_classes = torch.from_numpy(arrays["classes"])
+    stack = np.array(masks, np.uint8).reshape(-1, *labels.shape)
+    instances.pred_masks = torch.from_numpy(stack.view(bool))
+    return instances, torch.from_numpy(labels.astype(np.int64))
+
+
+@dataclass(frozen=True)
+class RawOutputs:
+    """A folder of raw outputs, as its index describes it.
+
+    Attributes:
+        folder: where the index is.
+        merge: the settings of the merge that the evaluation had.
+        categories: ``id``, ``name`` and ``isthing`` of the dataset's categories.
+        thing_ids, stuff_ids: category id of each thing class and stuff label; -1 for 'other'.
+        truth: ``panoptic_root`` and ``panoptic_json`` of the ground truth; empty without any.
+        files: the ``.npz`` below ``folder`` by image id.
+    """
+
+    folder: str
+    merge: MergeSettings
+    categories: list[dict]
+    thing_ids: list[int]
+    stuff_ids: list[int]
+    truth: dict[str, str]
+    files: dict[Hashable, str]
+
+    @classmethod
+    def open(cls, folder: str) -> RawOutputs:
+        """Read the index.
+
+        Raises:
+            FileNotFoundError: there is none.
+            ValueError: it is damaged.
+        """
+        path = os.path.join(folder, INDEX)
+        try:
+            index = json.loads(Path(path).read_bytes())
+            files = {entry["image_id"]: entry["file_name"] for entry in index["images"]}
+            merge = MergeSettings(**index["merge"])
+            keys = ("categories", "thing_ids", "stuff_ids", "truth")
+            return cls(folder, merge, *(index[k] for k in keys), files)
+        except FileNotFoundError as e:
+            raise FileNotFoundError(
+                f"{path} is not there; evaluate with TEST.SAVE_RAW_OUTPUTS True first."
+            ) from e
+        except (ValueError, KeyError, TypeError) as e:
+            raise ValueError(f"{path} is no index of raw outputs: {e!r}") from e
+
+    def load(self, image_id: Hashable) -> tuple[Instances, Tensor]:
+        """Instances and stuff labels of an image; see :func:`load_raw_output`."""
+        return load_raw_output(os.path.join(self.folder, self.files[image_id]))
+
+    def merged(
+        self, instances: Instances, stuff_labels: Tensor, settings: MergeSettings
+    ) -> tuple[np.ndarray, list[dict]]:
+        """The panoptic map (H, W) and its segments, with the dataset's category ids."""
+        id_map, segments = merge_panoptic(
+            instances.pred_masks,
+            instances.pred_boxes.tensor,
+            instances.scores,
+            instances.pred_classes,
+            stuff_labels,
+            num_stuff_labels=len(self.stuff_ids),
+            **vars(settings),
+        )
+        for s in segments:
+            ids = self.thing_ids if s["isthing"] else self.stuff_ids
+            s["category_id"] = ids[s["category_id"]]
+        return id_map.numpy(), segments
+
+
+class RawOutputWriter(DatasetEvaluator):
+    """Writes the raw outputs of a model with both segmentation branches; measures nothing."""
+
+    def __init__(
+        self,
+        output_dir: str,
+        dataset: PanopticGroundTruth | UnannotatedImages,
+        merge: MergeSettings,
+    ):
+        """
+        Args:
+            output_dir: where the index and the folder of the raw outputs go.
+            dataset: what the images belong to.
+            merge: the settings that the model merges with.
+        """
+        self._output_dir = output_dir
+        self._categories = dataset.categories
+        self._file_names = dataset.png_names
+        self._truth = {
+            k: os.path.abspath(dataset.files[k]) for k in _TRUTH_KEYS if k in dataset.files
+        }
+        self._merge = merge
+        self.reset()
+
+    def reset(self) -> None:
+        self._written: list[dict] = []
+
+    def process(self, inputs: Sequence[Mapping], outputs: Sequence[Mapping]) -> None:
+        """Write a batch: inputs with ``image_id``, outputs with ``instances`` and ``sem_seg``."""
+        for image, output in zip(inputs, outputs, strict=True):
+            stem = os.path.splitext(self._file_names[image["image_id"]])[0]
+            file_name = os.path.join(FOLDER, f"{stem}.npz")
+            labels = output["sem_seg"].argmax(dim=0)
+            save_raw_output(os.path.join(self._output_dir, file_name), output["instances"], labels)
+            self._written.append({"image_id": image["image_id"], "file_name": file_name})
+
+    def evaluate(self) -> None:
+        """Write the index, in the main process."""
+        parts = comm.gather(self._written)
+        if not comm.is_main_process():
+            return
+        content = {
+            "merge": asdict(self._merge),
+            "categories": self._categories.as_json(),
+            "thing_ids": [c.id for c in self._categories.things],
+            "stuff_ids": [c.id for c in self._categories.stuff],
+            "truth": self._truth,
+            "images": [entry for part in parts for entry in part],
+        }
+        os.makedirs(self._output_dir, exist_ok=True)
+        with open(os.path.join(self._output_dir, INDEX), "w") as f:
+            json.dump(content, f)

@@ -1,0 +1,1 @@
+"""What a person starts: commands around the library, which never imports them."""

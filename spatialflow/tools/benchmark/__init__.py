@@ -1,0 +1,1 @@
+"""Speed of SpatialFlow beside Detectron2's Panoptic FPN."""

@@ -1,0 +1,88 @@
+"""``python -m spatialflow.tools.check``: can this dataset be trained on?"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from spatialflow.config import load_config
+from spatialflow.data.register import (
+    PanopticFiles,
+    find_panoptic_files,
+    load_dataset_dicts,
+    register_entries,
+)
+
+from . import Problem, check_dataset
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line.
+
+    Returns:
+        Exit status: 0 when the dataset can be trained on, 1 when it has errors. Wrong usage exits
+        with status 2.
+    """
+    parser = _parser()
+    args = parser.parse_args(argv)
+    # File names may hold what the terminal cannot show.
+    sys.stdout.reconfigure(errors="backslashreplace")
+    try:
+        files = _files(args)
+    except (OSError, ValueError) as e:
+        parser.error(str(e))
+    report = check_dataset(files, args.workers, progress=True)
+    report.problems += _separated_problems(args.name)
+    print(report.as_text(args.verbose))
+    if args.json_out:
+        try:
+            report.write_json(args.json_out)
+        except OSError as e:
+            parser.error(f"--json-out: {e}")
+    return 0 if report.trainable else 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m spatialflow.tools.check",
+        description="Check a dataset in COCO panoptic format. Exit status: 0 when it can be "
+        "trained on (there may be warnings), 1 when it has errors, 2 for wrong usage.",
+    )
+    parser.add_argument("name", nargs="?", help="registered name, or --json, --images, --panoptic")
+    parser.add_argument("--config-file", help="config whose DATASETS.REGISTER has the name")
+    parser.add_argument("--json", help="the panoptic JSON")
+    parser.add_argument("--images", help="folder of the images")
+    parser.add_argument("--panoptic", help="folder of the panoptic PNGs")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes")
+    parser.add_argument("--verbose", action="store_true", help="show all problems and classes")
+    parser.add_argument("--json-out", metavar="FILE", help="write everything to a JSON file")
+    return parser
+
+
+def _files(args: argparse.Namespace) -> PanopticFiles:
+    paths = (args.images, args.panoptic, args.json)
+    if args.name is None and all(paths):
+        return PanopticFiles(*paths)
+    if args.name is None or any(paths):
+        raise ValueError("give a dataset's name, or all of --json, --images and --panoptic.")
+    entries = register_entries(load_config(args.config_file)) if args.config_file else ()
+    return find_panoptic_files(args.name, entries)
+
+
+def _separated_problems(name: str | None) -> list[Problem]:
+    """Whether the other annotations that Detectron2's ``*_separated`` names need can be loaded."""
+    if name not in DatasetCatalog or not MetadataCatalog.get(name).get("sem_seg_root"):
+        return []
+    try:
+        load_dataset_dicts(name)
+    except Exception as e:  # Detectron2 asserts what it needs, with errors of many kinds
+        return [Problem("not_loadable", name, f"{type(e).__name__}: {e}"[:500])]
+    return []
+
+
+if __name__ == "__main__":
+    sys.exit(main())

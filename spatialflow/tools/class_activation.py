@@ -1,0 +1,174 @@
+"""Class activation maps of the cls and stuff heads, models side by side (Fig. 5).
+
+A class activation map weighs the channels of the last feature by what they count for a class in the
+layer that follows: it is that layer's answer for the class, without the bias, where it is positive.
+
+    python -m spatialflow.tools.class_activation --input street.jpg --output maps.png \
+        --model "with flows" CONFIG WEIGHTS --model "without flows" CONFIG WEIGHTS
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from detectron2.data.detection_utils import read_image
+from torch import Tensor
+
+from spatialflow.inference.predictor import Predictor
+from spatialflow.modeling import SpatialFlow
+
+OPACITY = 0.5
+"""Of a heat map over its picture."""
+
+
+class ClassActivations(NamedTuple):
+    """Activations of every class at the size of the image, 0 or more.
+
+    ``cls``: (K, H, W), the greatest over anchors and levels. ``stuff``: (S, H, W), or None without
+    a stuff branch.
+    """
+
+    cls: Tensor
+    stuff: Tensor | None
+
+
+@torch.no_grad()
+def class_activations(model: SpatialFlow, inputs: dict, size: tuple[int, int]) -> ClassActivations:
+    """Class activation maps of one image.
+
+    Args:
+        model: in evaluation mode.
+        inputs: the model's input of the image.
+        size: (height, width) of the result.
+    """
+    images = model.preprocess_image([inputs])
+    (image_size,) = images.image_sizes
+    padded = tuple(images.tensor.shape[-2:])
+    features = model.extract_features(images)
+
+    def resize(maps: Tensor) -> Tensor:
+        maps = F.interpolate(maps, padded, mode="bilinear", align_corners=False)
+        maps = maps[:, :, : image_size[0], : image_size[1]]
+        return F.interpolate(maps, size, mode="bilinear", align_corners=False)[0].relu()
+
+    num_classes = model.detector.num_classes
+    levels = [
+        _without_bias(model.detector.cls_score, x).unflatten(1, (-1, num_classes)).amax(dim=1)
+        for x in features.cls
+    ]
+    cls = torch.stack([resize(level) for level in levels]).amax(dim=0)
+    if model.stuff_head is None:
+        return ClassActivations(cls, None)
+    head = model.stuff_head
+    answers = head.layers(dict(zip(head.in_features, features.stuff, strict=True)))
+    return ClassActivations(cls, resize(answers - head.predictor.bias.view(1, -1, 1, 1)))
+
+
+def heat_map(image: np.ndarray, activation: np.ndarray) -> np.ndarray:
+    """An activation laid over its picture, blue for none and red for the greatest.
+
+    Args:
+        image: (H, W, 3) uint8 BGR.
+        activation: (H, W), 0 or more; all 0 is all blue.
+
+    Returns:
+        (H, W, 3) uint8 BGR.
+    """
+    scaled = np.uint8(255 * activation / max(float(activation.max()), np.finfo(np.float32).tiny))
+    colors = cv2.applyColorMap(scaled, cv2.COLORMAP_JET)
+    return cv2.addWeighted(image, 1 - OPACITY, colors, OPACITY, 0)
+
+
+def compare(
+    image: np.ndarray,
+    predictors: dict[str, Predictor],
+    thing: str | None = None,
+    stuff: str | None = None,
+) -> np.ndarray:
+    """The figure: a row for each model with the picture, its cls map and its stuff map.
+
+    Args:
+        image: (H, W, 3) uint8 BGR.
+        predictors: models of the same classes by title.
+        thing, stuff: names of the classes to show; default: those that the first model answers
+            most strongly to.
+
+    Returns:
+        uint8 BGR.
+
+    Raises:
+        ValueError: a class that the models do not have.
+    """
+    first, *_ = predictors.values()
+    names = [
+        [c.name for c in first.categories.things],
+        [c.name for c in first.categories.stuff],
+    ]
+    chosen = [
+        None if wanted is None else _index(names_i, wanted)
+        for names_i, wanted in zip(names, (thing, stuff), strict=True)
+    ]
+    rows = []
+    for title, predictor in predictors.items():
+        maps = class_activations(predictor.model, predictor.model_input(image), image.shape[:2])
+        panels = [_titled(image, title)]
+        for i, kind in enumerate(("cls", "stuff")):
+            activations = getattr(maps, kind)
+            if activations is None:
+                continue
+            if chosen[i] is None:
+                chosen[i] = int(activations.mean(dim=(1, 2)).argmax())
+            heat = heat_map(image, activations[chosen[i]].cpu().numpy())
+            panels.append(_titled(heat, f"{kind}: {names[i][chosen[i]]}"))
+        rows.append(np.hstack(panels))
+    width = max(row.shape[1] for row in rows)
+    return np.vstack([np.pad(r, ((0, 0), (0, width - r.shape[1]), (0, 0))) for r in rows])
+
+
+def _without_bias(conv: torch.nn.Conv2d, x: Tensor) -> Tensor:
+    return F.conv2d(x, conv.weight, padding=conv.padding)
+
+
+def _index(names: Sequence[str], wanted: str) -> int:
+    if wanted not in names:
+        raise ValueError(f"There is no class {wanted!r}; the model has {', '.join(names)}.")
+    return names.index(wanted)
+
+
+def _titled(image: np.ndarray, title: str) -> np.ndarray:
+    bar = np.full((28, image.shape[1], 3), 255, np.uint8)
+    cv2.putText(bar, title, (6, 20), cv2.FONT_HERSHEY_SIMPLEX, 0.55, (0, 0, 0), 1, cv2.LINE_AA)
+    return np.vstack([bar, image])
+
+
+def main() -> None:
+    """Parse the arguments and write the figure."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--input", required=True, help="a picture")
+    parser.add_argument("--output", required=True, help="the figure to write, a PNG")
+    parser.add_argument(
+        "--model",
+        required=True,
+        action="append",
+        nargs=3,
+        metavar=("TITLE", "CONFIG", "WEIGHTS"),
+        help="a row of the figure; give it once for each model",
+    )
+    parser.add_argument("--thing", help="class of the cls map")
+    parser.add_argument("--stuff", help="class of the stuff map")
+    parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs")
+    args = parser.parse_args()
+    predictors = {title: Predictor(c, w, opts=args.opts) for title, c, w in args.model}
+    image = np.ascontiguousarray(read_image(args.input, "BGR"))
+    cv2.imwrite(args.output, compare(image, predictors, args.thing, args.stuff))
+    print(f"Class activation maps are in {args.output}")
+
+
+if __name__ == "__main__":
+    main()

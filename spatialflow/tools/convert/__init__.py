@@ -1,0 +1,16 @@
+"""Converters of datasets into COCO panoptic format: ``python -m spatialflow.tools.convert``."""
+
+from .ade20k import convert_ade20k
+from .cityscapes import convert_cityscapes
+from .mapillary import convert_mapillary
+from .pairs import Pairs, convert_pairs
+from .writer import Dataset
+
+__all__ = [
+    "Dataset",
+    "Pairs",
+    "convert_ade20k",
+    "convert_cityscapes",
+    "convert_mapillary",
+    "convert_pairs",
+]

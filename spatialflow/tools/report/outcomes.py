@@ -1,0 +1,180 @@
+"""What became of every segment: matched, taken for another class, missed, invented.
+
+PQ compares segments of one class only. Here they are also matched blind to the class, by the same
+rule (IoU > 0.5, void left out), so that a segment that was found and misnamed can be told from one
+that was not found.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+from tqdm import tqdm
+
+from spatialflow.data.targets import read_panoptic_png
+from spatialflow.evaluation.panoptic_quality import (
+    PanopticCounts,
+    SegmentMatches,
+    match_segments,
+    overlaps,
+)
+from spatialflow.utils.parallel import in_parallel
+
+from .saved import SavedImage
+
+NOTHING = None
+"""In a confusion, in place of a category id: no segment at all."""
+
+Confusions = Counter[tuple[int | None, int | None]]
+"""How often (ground-truth category, predicted category) were matched blind to the class."""
+
+
+@dataclass(frozen=True)
+class ImageOutcome:
+    """One image: its matches as PQ counts them, and blind to the class."""
+
+    matches: SegmentMatches
+    blind: SegmentMatches
+
+    def confusions(self) -> Confusions:
+        """Count the image's pairs; missed and invented segments are paired with NOTHING.
+
+        A predicted segment that PQ forgives, because it lies on void or crowd, is not invented.
+        """
+        gt, pred = self.matches.gt_categories, self.matches.pred_categories
+        pairs = zip(
+            gt[self.blind.gt_index].tolist(), pred[self.blind.pred_index].tolist(), strict=True
+        )
+        counts: Confusions = Counter(pairs)
+        counts.update((c, NOTHING) for c in gt[self.blind.missed].tolist())
+        counts.update((NOTHING, c) for c in pred[self.invented()].tolist())
+        return counts
+
+    def invented(self) -> np.ndarray:
+        """(P,) bool: predicted segments that are false positives and match nothing of any class."""
+        invented = self.matches.spurious.copy()
+        invented[self.blind.pred_index] = False
+        return invented
+
+
+def read_maps(image: SavedImage) -> tuple[np.ndarray, np.ndarray]:
+    """(H, W) id maps of ground truth and prediction."""
+    return read_panoptic_png(image.truth_png), read_panoptic_png(image.png)
+
+
+def match_image(image: SavedImage, category_ids: frozenset[int]) -> ImageOutcome:
+    """Match the segments of one image.
+
+    Args:
+        image: its files are read here.
+        category_ids: those that segments may have.
+
+    Raises:
+        FileNotFoundError, ValueError: a file is not there, is no panoptic PNG or does not fit its
+            segment list; a category id is unknown.
+    """
+    truth_map, pred_map = read_maps(image)
+    try:
+        for side in (image.truth_segments, image.segments):
+            unknown = {s["category_id"] for s in side} - category_ids
+            if unknown:
+                raise ValueError(f"category ids that the dataset lacks: {sorted(unknown)}")
+        matches = match_segments(pred_map, image.segments, truth_map, image.truth_segments)
+        blind = match_segments(
+            pred_map,
+            _without_class(image.segments),
+            truth_map,
+            _without_class(image.truth_segments),
+        )
+    except ValueError as e:
+        raise ValueError(f"Ground truth {image.truth_png}, prediction {image.png}: {e}.") from e
+    return ImageOutcome(matches, blind)
+
+
+def match_images(
+    images: Sequence[SavedImage], category_ids: frozenset[int], workers: int = 1
+) -> list[ImageOutcome]:
+    """Match the segments of all images in several processes, with a progress bar.
+
+    Raises:
+        OSError: a process died.
+        FileNotFoundError, ValueError: see :func:`match_image`.
+    """
+    outcomes = in_parallel(partial(match_image, category_ids=category_ids), images, workers)
+    try:
+        return list(tqdm(outcomes, total=len(images), unit="image"))
+    except BrokenProcessPool as e:
+        raise OSError(
+            "A worker process died, perhaps for want of memory; try with fewer --workers."
+        ) from e
+
+
+def image_quality(outcome: ImageOutcome, counts: PanopticCounts) -> dict:
+    """PQ of one image alone: its classes are those that occur in it, in either map.
+
+    Args:
+        outcome: of the image.
+        counts: empty ones; the image is added.
+
+    Returns:
+        ``pq``, ``sq``, ``rq``, 0 to 1, NaN for an image without segments, and ``tp``, ``fp``,
+        ``fn``.
+    """
+    counts.add(outcome.matches)
+    _, tp, fp, fn = counts.table.sum(axis=0).tolist()
+    return {**counts.results()["All"], "tp": int(tp), "fp": int(fp), "fn": int(fn)}
+
+
+def describe_segments(
+    outcome: ImageOutcome, truth_map: np.ndarray, pred_map: np.ndarray, image: SavedImage
+) -> tuple[list[dict], list[dict]]:
+    """What to say about each segment of one image.
+
+    Returns:
+        Ground truth and prediction: a dict a segment with ``category_id``; ``area`` in pixels;
+        ``state``: "match", "confused" (found, under another class), "missed", "invented",
+        "crowd" (ground truth that is not to be found) or "ignored" (forgiven on void or crowd);
+        ``partner``, the number of the segment in the other list that it overlaps best, or None;
+        ``iou`` with it; ``score`` of predicted things.
+    """
+    matches, blind = outcome.matches, outcome.blind
+    ids = [s["id"] for s in image.truth_segments], [s["id"] for s in image.segments]
+    shared = overlaps(truth_map, pred_map, *ids)
+    union = matches.gt_areas[:, None] + matches.pred_areas - shared[1:, 1:] - shared[0, 1:]
+    iou = shared[1:, 1:] / union
+    truth_states = np.where(blind.missed, "missed", "crowd").astype("<U8")
+    pred_states = np.where(outcome.invented(), "invented", "ignored").astype("<U8")
+    for states, index in ((truth_states, blind.gt_index), (pred_states, blind.pred_index)):
+        states[index] = "confused"
+    truth_states[matches.gt_index] = pred_states[matches.pred_index] = "match"
+    truth = _described(image.truth_segments, matches.gt_areas, truth_states, iou)
+    predicted = _described(image.segments, matches.pred_areas, pred_states, iou.T)
+    return truth, predicted
+
+
+def _described(
+    segments: list[dict], areas: np.ndarray, states: np.ndarray, iou: np.ndarray
+) -> list[dict]:
+    described = []
+    for segment, area, state, row in zip(segments, areas, states, iou, strict=True):
+        best = int(row.argmax()) if row.any() else None
+        described.append(
+            {
+                "category_id": segment["category_id"],
+                "area": int(area),
+                "state": str(state),
+                "partner": best,
+                "iou": 0.0 if best is None else float(row[best]),
+                "score": segment.get("score"),
+            }
+        )
+    return described
+
+
+def _without_class(segments: list[dict]) -> list[dict]:
+    return [{**s, "category_id": 0} for s in segments]

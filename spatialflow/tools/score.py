@@ -1,0 +1,170 @@
+"""``python -m spatialflow.tools.score``: PQ of predictions that are on disk."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from concurrent.futures.process import BrokenProcessPool
+
+from spatialflow.data.categories import Categories
+from spatialflow.evaluation.bootstrap import bootstrap_intervals
+from spatialflow.evaluation.tables import format_results, table, without_nan, write_csv
+from spatialflow.saved.folders import PanopticFolder, Score, score_folder
+
+_EPILOG = """
+Examples:
+  what an evaluation with TEST.SAVE_PREDICTIONS True wrote
+    python -m spatialflow.tools.score output/inference/coco_2017_val_panoptic
+  results of any model in COCO's panoptic format, pred/ beside pred.json, gt/ beside gt.json
+    python -m spatialflow.tools.score pred.json --json gt.json
+  the same, ground truth by its registered name
+    python -m spatialflow.tools.score pred.json --dataset coco_2017_val_panoptic
+An image without prediction counts as one where everything is missed; predictions of other images
+are left out. Both are said in a warning."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line.
+
+    Returns:
+        Exit status 0. Files that cannot be scored exit with status 1 and one message, wrong usage
+        with status 2.
+    """
+    parser = _parser()
+    args = parser.parse_args(argv)
+    logging.basicConfig(format="%(levelname)s: %(message)s")
+    try:
+        name, truth, categories = ground_truth_of(args)
+        predictions = predictions_of(args)
+        score = score_folder(predictions, truth, categories, args.workers, progress=True)
+        intervals = {}
+        if args.bootstrap:
+            intervals = bootstrap_intervals(
+                score.images, score.counts.categories, args.bootstrap, args.seed
+            )
+        _report(args, name, score, intervals)
+    except (OSError, ValueError, BrokenProcessPool) as e:
+        sys.exit(f"error: {e}")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m spatialflow.tools.score",
+        description="PQ, SQ and RQ of predictions on disk; no model is needed.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_input_arguments(parser)
+    add = parser.add_argument
+    add("--per-class", action="store_true", help="show a table of all classes")
+    add("--bootstrap", type=int, default=0, metavar="N", help="95 %% intervals from N replicates")
+    add("--seed", type=int, default=0, help="of the bootstrap")
+    add("--json-out", metavar="FILE", help="write everything to a JSON file")
+    add("--csv-out", metavar="FILE", help="write a CSV with a row for each number")
+    return parser
+
+
+def add_input_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments that say which predictions and which ground truth, and how many processes."""
+    add = parser.add_argument
+    add("predictions", help="JSON of COCO panoptic results, or the folder of a saved evaluation")
+    add("--predictions-folder", default="", help="its PNGs; default: the JSON's name without .json")
+    add("--json", help="ground truth: a panoptic JSON")
+    add("--panoptic", default="", help="its PNGs; default: the JSON's name without .json")
+    add("--dataset", help="ground truth: a registered name or a dataset.json")
+    add("--config-file", help="config whose DATASETS.REGISTER has the name")
+    add("--workers", type=int, default=os.cpu_count(), help="processes")
+
+
+def predictions_of(args: argparse.Namespace) -> PanopticFolder:
+    """The predictions that :func:`add_input_arguments` asks for."""
+    path = args.predictions
+    if os.path.isdir(path):
+        path = os.path.join(path, "panoptic_predictions.json")
+    return PanopticFolder(path, args.predictions_folder)
+
+
+def ground_truth_of(args: argparse.Namespace) -> tuple[str, PanopticFolder, Categories | None]:
+    """Name and files of the ground truth, and its categories unless they are the JSON's."""
+    dataset = args.dataset
+    if args.json:
+        if dataset:
+            raise ValueError("Give --json or --dataset, not both.")
+        name = os.path.splitext(os.path.basename(args.json))[0]
+        return name, PanopticFolder(args.json, args.panoptic), None
+    if dataset is None:
+        dataset = os.path.join(args.predictions, "dataset.json")
+        if not os.path.isfile(dataset):
+            raise ValueError(
+                f"Which ground truth? {args.predictions} has no dataset.json; give --json with the "
+                "panoptic JSON, or --dataset with a registered name."
+            )
+    if dataset.endswith(".json"):
+        return _described(dataset)
+    # Only registered names need Detectron2 and torch, which take longer to load than most scoring.
+    from spatialflow.config import load_config
+    from spatialflow.data.register import find_panoptic_files, register_entries
+
+    entries = register_entries(load_config(args.config_file)) if args.config_file else ()
+    files = find_panoptic_files(dataset, entries)
+    return dataset, PanopticFolder(files.panoptic_json, files.panoptic_root), files.categories
+
+
+def _described(path: str) -> tuple[str, PanopticFolder, None]:
+    try:
+        with open(path) as f:
+            content = json.load(f)
+        name, truth = content["name"], (content["panoptic_json"], content["panoptic_root"])
+    except (ValueError, KeyError, TypeError) as e:
+        raise ValueError(
+            f"{path} does not describe a dataset by name, panoptic_json and panoptic_root: {e!r}. "
+            "For a panoptic JSON, use --json."
+        ) from e
+    return name, PanopticFolder(*truth), None
+
+
+def _report(
+    args: argparse.Namespace, name: str, score: Score, intervals: dict[str, tuple[float, float]]
+) -> None:
+    results = {"panoptic_seg": score.counts.metrics()}
+    per_class = _per_class(score)
+    print(f"{name}, {len(score.images)} images\n\n{format_results(results, intervals)}")
+    if intervals:
+        print(f"\n95 % intervals from {args.bootstrap} bootstrap replicates over the images.")
+    if args.per_class:
+        rows = [[c["name"], *_percent(c), *(str(c[k]) for k in _COUNTED)] for c in per_class]
+        print("\n" + table(rows, ["class", "PQ", "SQ", "RQ", "TP", "FP", "FN"]))
+    if args.csv_out:
+        write_csv(args.csv_out, {name: results}, intervals)
+    if args.json_out:
+        details = {
+            "images": len(score.images),
+            "missing_images": score.missing,
+            "extra_images": score.extra,
+            "intervals": intervals,
+            "per_class": per_class,
+        }
+        with open(args.json_out, "w") as f:
+            json.dump(without_nan({name: results | details}), f, indent=2)
+
+
+_COUNTED = ("tp", "fp", "fn")
+
+
+def _per_class(score: Score) -> list[dict]:
+    rows = score.counts.results()["per_class"]
+    return [{**c, **rows[c["id"]]} for c in score.counts.categories]
+
+
+def _percent(row: dict) -> list[str]:
+    occurs = any(row[k] for k in _COUNTED)
+    return [f"{100 * row[k]:.2f}" if occurs else "-" for k in ("pq", "sq", "rq")]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,219 @@
+"""``python -m spatialflow.tools.submission``: the zip that a benchmark's server takes.
+
+COCO panoptic: ``panoptic_<split>_<algorithm>_results.json`` and a folder of PNGs of that name.
+Cityscapes: label ids as a PNG an image (semantic), a text file an image that names a PNG for each
+mask (instance), or a JSON and a folder ``cityscapes_panoptic_<split>`` (panoptic). Everything is
+checked before it goes into the zip.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+import zipfile
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from spatialflow.checkpoint.checkpointer import atomic_write
+from spatialflow.data.targets import read_panoptic_png
+from spatialflow.errors import exit_on_user_error, reading_user_input
+from spatialflow.evaluation.cityscapes import write_instances, write_labels
+from spatialflow.saved.raw_outputs import RawOutputs
+from spatialflow.saved.results_file import check_segments, read_panoptic_results
+from spatialflow.utils.parallel import in_parallel
+
+_PREDICTIONS = "panoptic_predictions"
+
+
+def pack_panoptic(folder: str, name: str, out: str, workers: int = 1) -> int:
+    """Zip panoptic predictions as a JSON and a folder of PNGs.
+
+    Args:
+        folder: of an evaluation with TEST.SAVE_PREDICTIONS.
+        name: of the JSON (without its ending) and the folder in the zip.
+        out: path of the zip.
+        workers: processes that read the PNGs; 1 is this one.
+
+    Returns:
+        The number of images.
+
+    Raises:
+        FileNotFoundError: a file is not there.
+        ValueError: images are not predicted or unknown, or a PNG does not fit its segments, its
+            image or the categories.
+    """
+    path = os.path.join(folder, f"{_PREDICTIONS}.json")
+    annotations, images = read_panoptic_results(path), _images(folder)
+    _check_images({a["image_id"] for a in annotations}, images, folder)
+    category_ids = {c["id"] for c in _read_json(path)["categories"]}
+    for annotation in annotations:
+        check_segments(path, annotation, category_ids)
+    check = partial(_check_map, root=os.path.join(folder, _PREDICTIONS))
+    tasks = [(a, images[a["image_id"]]) for a in annotations]
+    pngs = list(_progress(in_parallel(check, tasks, workers), len(tasks)))
+    with _new_zip(out) as archive:
+        for path, base in pngs:
+            archive.write(path, f"{name}/{base}")
+        text = json.dumps({"annotations": [_plain(a) for a in annotations]})
+        archive.writestr(f"{name}.json", text, zipfile.ZIP_DEFLATED)
+    return len(tasks)
+
+
+def pack_cityscapes(folder: str, task: str, out: str) -> int:
+    """Zip label ids or instance masks for Cityscapes' servers.
+
+    Args:
+        folder: of an evaluation with TEST.SAVE_RAW_OUTPUTS.
+        task: "semantic" or "instance".
+        out: path of the zip.
+
+    Returns:
+        The number of images.
+
+    Raises:
+        FileNotFoundError: a file is not there.
+        ValueError: images are not predicted or unknown, the stuff labels are not Cityscapes' 19
+            classes, or a raw output is damaged or not of its image's size.
+    """
+    raw, images = RawOutputs.open(folder), _images(folder)
+    _check_images(set(raw.files), images, folder)
+    if not set(raw.thing_ids) < set(raw.stuff_ids):
+        raise ValueError(
+            f"The stuff labels in {folder} do not include the things, as Cityscapes' do; was it "
+            "evaluated on Cityscapes?"
+        )
+    with _new_zip(out) as archive:
+        for image_id in _progress(raw.files, len(raw.files)):
+            instances, labels = raw.load(image_id)
+            _check_size(labels.shape, images[image_id], raw.files[image_id])
+            with tempfile.TemporaryDirectory() as scratch:
+                if task == "semantic":
+                    write_labels(scratch, image_id, labels.numpy(), raw.stuff_ids)
+                else:
+                    write_instances(scratch, image_id, instances, raw.thing_ids)
+                for path in sorted(Path(scratch).iterdir()):
+                    archive.write(path, path.name)
+    return len(raw.files)
+
+
+@contextmanager
+def _new_zip(path: str) -> Iterator[zipfile.ZipFile]:
+    """A zip that is there once all of it is; PNGs do not get smaller and are stored as they are."""
+    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+    with atomic_write(path, "wb") as f, zipfile.ZipFile(f, "w") as archive:
+        yield archive
+
+
+def _images(folder: str) -> dict[Hashable, dict]:
+    """Images that must be predicted, from the JSON of the dataset, by id."""
+    dataset = _read_json(os.path.join(folder, "dataset.json"))
+    path = dataset.get("images_json") or dataset["panoptic_json"]
+    return {image["id"]: image for image in _read_json(path)["images"]}
+
+
+def _check_images(predicted: set, images: Mapping[Hashable, dict], folder: str) -> None:
+    lost, unknown = images.keys() - predicted, predicted - images.keys()
+    if lost or unknown:
+        raise ValueError(
+            f"{folder}: {len(lost)} of {len(images)} images are not predicted"
+            + f", such as {min(lost, key=str)!r}" * bool(lost)
+            + f"; {len(unknown)} predicted images are not the dataset's. Evaluate again."
+        )
+
+
+def _check_map(task: tuple[dict, dict], root: str) -> tuple[str, str]:
+    """Path of a PNG that fits its segments and image, and its name."""
+    annotation, image = task
+    path = os.path.join(root, annotation["file_name"])
+    id_map = read_panoptic_png(path)
+    _check_size(id_map.shape, image, path)
+    segments = annotation["segments_info"]
+    listed, found = [s["id"] for s in segments], set(np.unique(id_map).tolist()) - {0}
+    if len(set(listed)) < len(listed) or set(listed) != found:
+        raise ValueError(f"{path} and its segments have different ids, or an id is listed twice.")
+    return path, annotation["file_name"]
+
+
+def _check_size(shape: Sequence[int], image: Mapping, path: str) -> None:
+    if tuple(shape) != (image["height"], image["width"]):
+        raise ValueError(
+            f"{path} is {shape[1]}x{shape[0]}, its image {image['width']}x{image['height']}."
+        )
+
+
+def _plain(annotation: Mapping) -> dict:
+    """A prediction with nothing but what the servers read."""
+    segments = [{k: s[k] for k in ("id", "category_id")} for s in annotation["segments_info"]]
+    kept = {k: annotation[k] for k in ("image_id", "file_name")}
+    return kept | {"segments_info": segments}
+
+
+def _read_json(path: str) -> dict:
+    try:
+        return json.loads(Path(path).read_bytes())
+    except FileNotFoundError as e:
+        raise FileNotFoundError(
+            f"{path} is not there; evaluate with TEST.SAVE_PREDICTIONS True first."
+        ) from e
+    except ValueError as e:
+        raise ValueError(f"{path} is not valid JSON: {e}") from e
+
+
+def _progress(items: Iterable, total: int) -> Iterable:
+    return tqdm(items, total=total, unit="image")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Command line. Wrong input exits with status 1."""
+    args = _parser().parse_args(argv)
+    with exit_on_user_error(), reading_user_input():
+        out, number = args.run(args)
+        print(f"{out}: {number} images, {os.path.getsize(out) / 1e6:.1f} MB")
+
+
+def _run_coco(args: argparse.Namespace) -> tuple[str, int]:
+    name = f"panoptic_{args.split}_{args.algorithm}_results"
+    out = os.path.join(args.output_dir, f"{name}.zip")
+    return out, pack_panoptic(args.folder, name, out, args.workers)
+
+
+def _run_cityscapes(args: argparse.Namespace) -> tuple[str, int]:
+    out = os.path.join(args.output_dir, f"cityscapes_{args.task}_{args.split}.zip")
+    if args.task == "panoptic":
+        name = f"cityscapes_panoptic_{args.split}"
+        return out, pack_panoptic(args.folder, name, out, args.workers)
+    return out, pack_cityscapes(args.folder, args.task, out)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m spatialflow.tools.submission",
+        description="Check predictions and put them into the zip that a benchmark's server takes. "
+        "They come from an evaluation with TEST.SAVE_PREDICTIONS True and, for Cityscapes' "
+        "semantic and instance tasks, TEST.SAVE_RAW_OUTPUTS True, on a dataset with ground truth "
+        "or of DATASETS.UNANNOTATED.",
+    )
+    servers = parser.add_subparsers(required=True, metavar="SERVER")
+    coco = servers.add_parser("coco", help="COCO panoptic")
+    coco.add_argument("--algorithm", required=True, help="name of the algorithm, without spaces")
+    coco.set_defaults(run=_run_coco, split="test-dev2017")
+    cityscapes = servers.add_parser("cityscapes", help="Cityscapes, three tasks")
+    cityscapes.add_argument("--task", required=True, choices=("semantic", "instance", "panoptic"))
+    cityscapes.set_defaults(run=_run_cityscapes, split="test")
+    for server in (coco, cityscapes):
+        server.add_argument("folder", help="OUTPUT_DIR/inference/DATASET of the evaluation")
+        server.add_argument("--split", help="(default: %(default)s)")
+        server.add_argument("--output-dir", default=".", help="where to write the zip")
+        server.add_argument("--workers", type=int, default=os.cpu_count(), help="processes")
+    return parser
+
+
+if __name__ == "__main__":
+    main()

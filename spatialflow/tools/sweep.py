@@ -1,0 +1,197 @@
+"""``python -m spatialflow.tools.sweep``: PQ at other thresholds of the merge.
+
+The raw outputs of an evaluation (TEST.SAVE_RAW_OUTPUTS) are merged again by the model's own merge,
+once for each combination of thresholds; the model does not run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import dataclasses
+import itertools
+import json
+import os
+from collections.abc import Mapping, Sequence
+from functools import partial
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from spatialflow.data.coco_panoptic import read_panoptic_json
+from spatialflow.data.targets import read_panoptic_png
+from spatialflow.errors import exit_on_user_error, reading_user_input
+from spatialflow.evaluation.panoptic_quality import GROUPS, PanopticCounts, match_segments
+from spatialflow.evaluation.tables import table
+from spatialflow.modeling.panoptic import MergeSettings
+from spatialflow.saved.raw_outputs import RawOutputs, load_raw_output
+from spatialflow.utils.parallel import in_parallel
+
+SWEPT = {
+    "score_thresh": "MODEL.PANOPTIC_FPN.COMBINE.INSTANCES_CONFIDENCE_THRESH",
+    "overlap_thresh": "MODEL.PANOPTIC_FPN.COMBINE.OVERLAP_THRESH",
+    "stuff_area_limit": "MODEL.PANOPTIC_FPN.COMBINE.STUFF_AREA_LIMIT",
+    "box_fill_min_free": "MODEL.SPATIALFLOW.BOX_FILL.MIN_FREE",
+}
+"""The settings that can be swept, and the config keys they come from."""
+
+Task = tuple[str, dict]
+"""Path of an image's raw output, and its entry in ``annotations`` of the ground truth."""
+
+
+def combinations(base: MergeSettings, values: Mapping[str, Sequence]) -> list[MergeSettings]:
+    """``base`` first, then every combination of the values that is not the same as it.
+
+    Args:
+        base: the settings that values are put into.
+        values: for some of the names in ``SWEPT``, the values to try.
+    """
+    settings = [base]
+    for combination in itertools.product(*values.values()):
+        changed = dataclasses.replace(base, **dict(zip(values, combination, strict=True)))
+        if changed not in settings:
+            settings.append(changed)
+    return settings
+
+
+def sweep(
+    raw: RawOutputs, settings: Sequence[MergeSettings], workers: int = 1, progress: bool = False
+) -> list[PanopticCounts]:
+    """Merge and count all images once for each of the settings.
+
+    Args:
+        raw: outputs of an evaluation on annotated images.
+        settings: of the merge.
+        workers: processes; 1 is this one.
+        progress: show a progress bar.
+
+    Returns:
+        The counts for each of the settings. For the settings of the evaluation they are its own.
+
+    Raises:
+        FileNotFoundError, ValueError: a file is missing or damaged, or outputs and ground truth
+            are not of the same images.
+    """
+    counts = [PanopticCounts(raw.categories) for _ in settings]
+    count_one = partial(
+        _count_image,
+        # The workers need not carry the list of files along.
+        raw=dataclasses.replace(raw, files={}),
+        settings=settings,
+    )
+    for tables in tqdm(
+        in_parallel(count_one, tasks_of(raw), workers),
+        total=len(raw.files),
+        unit="image",
+        disable=not progress,
+    ):
+        for count, part in zip(counts, tables, strict=True):
+            count.table += part
+    return counts
+
+
+def tasks_of(raw: RawOutputs) -> list[Task]:
+    """Every image with its ground truth, in the order of the evaluation; see :func:`sweep`."""
+    if not raw.truth:
+        raise ValueError(f"The raw outputs in {raw.folder} are of images without ground truth.")
+    path = raw.truth["panoptic_json"]
+    annotations = {a["image_id"]: a for a in read_panoptic_json(path)["annotations"]}
+    lost = [i for i in raw.files if i not in annotations]
+    if lost:
+        raise ValueError(f"{path} does not annotate image {lost[0]!r}, of which there is output.")
+    return [(os.path.join(raw.folder, name), annotations[i]) for i, name in raw.files.items()]
+
+
+def _count_image(
+    task: Task, raw: RawOutputs, settings: Sequence[MergeSettings]
+) -> list[np.ndarray]:
+    path, annotation = task
+    png = os.path.join(raw.truth["panoptic_root"], annotation["file_name"])
+    truth = read_panoptic_png(png)
+    instances, labels = load_raw_output(path)
+    tables = []
+    for s in settings:
+        counts = PanopticCounts(raw.categories)
+        try:
+            id_map, segments = raw.merged(instances, labels, s)
+            counts.add(match_segments(id_map, segments, truth, annotation["segments_info"]))
+        except ValueError as e:
+            raise ValueError(f"{path} against {png}: {e}.") from e
+        tables.append(counts.table)
+    return tables
+
+
+def rows_of(settings: Sequence[MergeSettings], counts: Sequence[PanopticCounts]) -> list[dict]:
+    """A dict for each of the settings: their values, PQ, PQ_th and PQ_st in percent; best first.
+
+    ``is_config`` marks the first of the settings, those of the evaluation.
+    """
+    rows = []
+    for i, (s, count) in enumerate(zip(settings, counts, strict=True)):
+        results = count.results()
+        row = {name: getattr(s, name) for name in SWEPT}
+        for name, group in zip(("PQ", "PQ_th", "PQ_st"), GROUPS, strict=True):
+            row[name] = 100 * results[group]["pq"]
+        rows.append(row | {"is_config": i == 0})
+    return sorted(rows, key=lambda row: -row["PQ"])
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Command line. Wrong input exits with status 1."""
+    args = _parser().parse_args(argv)
+    torch.set_num_threads(1)  # the processes are the parallelism
+    with exit_on_user_error(), reading_user_input():
+        raw = RawOutputs.open(args.folder)
+        values = {name: v for name in SWEPT if (v := getattr(args, name)) is not None}
+        settings = combinations(raw.merge, values)
+        rows = rows_of(settings, sweep(raw, settings, args.workers, progress=True))
+        print(_table(rows))
+        if args.json_out:
+            with open(args.json_out, "w") as f:
+                json.dump(rows, f, indent=2)
+        if args.csv_out:
+            with open(args.csv_out, "w", newline="") as f:
+                writer = csv.DictWriter(f, list(rows[0]))
+                writer.writeheader()
+                writer.writerows(rows)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m spatialflow.tools.sweep",
+        description="PQ at other thresholds of the merge, from the raw outputs that an evaluation "
+        "with TEST.SAVE_RAW_OUTPUTS True wrote. What is not given stays as it was there.",
+    )
+    parser.add_argument("folder", help="OUTPUT_DIR/inference/DATASET of that evaluation")
+    kinds = {"stuff_area_limit": int, "box_fill_min_free": _fill}
+    for name, key in SWEPT.items():
+        parser.add_argument(
+            f"--{name.replace('_', '-')}",
+            type=kinds.get(name, float),
+            nargs="+",
+            metavar="VALUE",
+            help=f"values of {key}" + "; 'off' for no fill" * (name == "box_fill_min_free"),
+        )
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes")
+    parser.add_argument("--json-out", metavar="FILE", help="write the table as JSON")
+    parser.add_argument("--csv-out", metavar="FILE", help="write the table as CSV")
+    return parser
+
+
+def _fill(text: str) -> float | None:
+    return None if text == "off" else float(text)
+
+
+def _table(rows: Sequence[Mapping]) -> str:
+    shown = [
+        [f"{row[key]:.2f}" for key in ("PQ", "PQ_th", "PQ_st")]
+        + ["off" if row[name] is None else str(row[name]) for name in SWEPT]
+        + ["as evaluated" if row["is_config"] else ""]
+        for row in rows
+    ]
+    return table(shown, ["PQ", "PQ things", "PQ stuff", *SWEPT, ""])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Small helpers that have nothing to do with panoptic segmentation."""

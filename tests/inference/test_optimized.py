@@ -1,0 +1,199 @@
+"""The fast path gives the results of the model that it is made from."""
+
+import itertools
+
+import pytest
+import torch
+from builders import CHANNELS, make_input, tiny_model, tiny_subnets
+from detectron2.layers import Conv2d, FrozenBatchNorm2d
+from torch import nn
+
+from spatialflow import optimize
+from spatialflow.inference.optimized import FusedSubnetworks, can_fuse_flows, fold_batch_norms
+from spatialflow.modeling.panoptic import MergeSettings
+from spatialflow.modeling.subnets import TASKS
+
+FROM_CLS = ("cls_reg", "cls_stuff", "cls_thing", "stuff_thing")
+FROM_REG = ("reg_cls", "reg_stuff", "reg_thing", "stuff_thing")
+
+
+def randomize(norm):
+    for name in ("weight", "bias", "running_mean", "running_var"):
+        nn.init.uniform_(getattr(norm, name), 0.5, 1.5)
+    return norm
+
+
+@pytest.mark.parametrize("norm", [FrozenBatchNorm2d, nn.BatchNorm2d])
+@pytest.mark.parametrize("bias", [True, False])
+def test_folded_batch_norm(norm, bias):
+    conv = Conv2d(3, 4, 3, bias=bias, norm=randomize(norm(4)), activation=torch.relu).eval()
+    x = torch.randn(2, 3, 8, 8)
+    expected = conv(x)
+    fold_batch_norms(conv)
+    assert conv.norm is None
+    torch.testing.assert_close(conv(x), expected)
+
+
+def test_group_norm_is_not_folded():
+    conv = Conv2d(3, 4, 3, norm=nn.GroupNorm(2, 4))
+    fold_batch_norms(conv)
+    assert conv.norm is not None
+
+
+def pyramid():
+    return [torch.randn(2, CHANNELS, side, side + 1) for side in (16, 8, 4, 2, 1)]
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        *({"flows": [f for f in FROM_REG if f != left_out]} for left_out in FROM_REG),
+        {"flows": FROM_REG},
+        {"flows": FROM_CLS},
+        {"flows": FROM_REG, "deform_on": ("cls", "stuff", "thing")},
+        {"flows": FROM_REG, "deform_on": ("stuff",)},
+        {"flows": FROM_REG, "tasks": ("cls", "reg", "thing")},
+        *(
+            {"flows": FROM_REG, "stages": dict(zip(TASKS, stages, strict=True))}
+            for stages in itertools.product((0, 2), (1, 4), (0, 3), (0, 2))
+        ),
+    ],
+    ids=str,
+)
+@torch.no_grad()
+def test_fused_flows(kwargs):
+    subnets, features = tiny_subnets(**kwargs), pyramid()
+    expected = subnets(features)
+    assert can_fuse_flows(subnets)
+    found = FusedSubnetworks(subnets)(features)
+    for task in TASKS:
+        assert len(getattr(found, task)) == len(getattr(expected, task))
+        for a, b in zip(getattr(found, task), getattr(expected, task), strict=True):
+            torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {"flows": ()},
+        {"flows": ("stuff_thing",)},
+        {"flows": FROM_REG, "stages": {"reg": 0}},
+        {"flows": FROM_CLS, "deform_on": ("cls",)},
+    ],
+    ids=str,
+)
+def test_flows_that_cannot_be_fused(kwargs):
+    assert not can_fuse_flows(tiny_subnets(**kwargs))
+
+
+def busy_model(**kwargs):
+    """A model that finds something in noise."""
+    torch.manual_seed(0)
+    model = tiny_model(**kwargs, merge_settings=MergeSettings(stuff_area_limit=10)).eval()
+    nn.init.normal_(model.detector.cls_score.weight, std=0.5)
+    nn.init.constant_(model.detector.cls_score.bias, -1.0)
+    return model
+
+
+@pytest.fixture(scope="module")
+def model():
+    return busy_model()
+
+
+def inputs(n=2, **kwargs):
+    return [{"image": make_input(seed=i, **kwargs)["image"]} for i in range(n)]
+
+
+def assert_same_results(found, expected, atol=1e-4):
+    for a, b in zip(found, expected, strict=True):
+        x, y = a["instances"], b["instances"]
+        assert len(x) == len(y) > 0
+        assert torch.equal(x.pred_classes, y.pred_classes)
+        torch.testing.assert_close(x.pred_boxes.tensor, y.pred_boxes.tensor, atol=1e-2, rtol=1e-4)
+        torch.testing.assert_close(x.scores, y.scores, atol=atol, rtol=1e-4)
+        torch.testing.assert_close(a["sem_seg"], b["sem_seg"], atol=atol, rtol=1e-4)
+        assert torch.equal(a["panoptic_seg"][0], b["panoptic_seg"][0])
+        for s, t in zip(a["panoptic_seg"][1], b["panoptic_seg"][1], strict=True):
+            assert s == {**t, **({"score": pytest.approx(t["score"])} if t["isthing"] else {})}
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+@pytest.mark.parametrize("branches", [{}, {"flows": ()}])
+def test_results_and_the_model_stay(branches, channels_last):
+    model = busy_model(**branches)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    fast = optimize(model, channels_last=channels_last)
+    assert_same_results(fast(inputs()), model(inputs()))
+    assert model.state_dict().keys() == before.keys()
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+def test_without_segmentation():
+    model = busy_model(things=False, stuff=False)
+    (found,), (expected,) = optimize(model)(inputs(1)), model(inputs(1))
+    assert found.keys() == expected.keys() == {"instances"}
+    torch.testing.assert_close(found["instances"].scores, expected["instances"].scores)
+
+
+def test_batch_of_eight_gives_the_single_results(model):
+    fast, images = optimize(model), inputs(8)
+    assert_same_results(fast(images), [fast([x])[0] for x in images])
+
+
+def test_output_size(model):
+    x = {**inputs(1)[0], "height": 100, "width": 70}
+    fast = optimize(model)
+    assert_same_results(fast([x]), model([x]))
+    assert fast([x])[0]["panoptic_seg"][0].shape == (100, 70)
+
+
+def test_half_precision_runs_the_convolutions(model):
+    fast = optimize(model, dtype=torch.bfloat16)
+    outputs = fast.extract_features(fast.preprocess_image(inputs()))
+    assert outputs.features.cls[0].dtype == torch.bfloat16
+    (found, _), (expected, _) = fast(inputs()), model(inputs())
+    assert found["sem_seg"].dtype == torch.float32
+    error = (found["sem_seg"] - expected["sem_seg"]).std()
+    assert 0 < error < 0.05 * expected["sem_seg"].std()
+
+
+def test_dense_part_compiles_without_a_graph_break(model):
+    fast = optimize(model)
+    images = fast.preprocess_image(inputs()).tensor
+    compiled = torch.compile(fast.dense, backend="eager", fullgraph=True, dynamic=False)
+    with torch.no_grad():
+        found, expected = compiled(images), fast.dense(images)
+    torch.testing.assert_close(found.predictions.logits, expected.predictions.logits)
+    torch.testing.assert_close(found.stuff, expected.stuff)
+
+
+def test_no_more_shapes_are_compiled_than_allowed(model, monkeypatch):
+    compiled = []
+
+    def compile_later(function, **kwargs):
+        def call(x):
+            compiled.append(tuple(x.shape))
+            return function(x)
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", compile_later)
+    fast = optimize(model, compile=True, max_shapes=2)
+    for size in ((64, 96), (64, 64), (96, 96), (64, 96)):
+        assert_same_results(fast(inputs(1, size=size)), model(inputs(1, size=size)))
+    assert compiled == [(1, 3, 64, 96), (1, 3, 64, 64), (1, 3, 64, 96)]
+
+
+def test_training_is_refused(model):
+    fast = optimize(model).train()
+    with pytest.raises(RuntimeError, match="for inference"):
+        fast([make_input()])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_cuda_graphs():
+    on_cuda = busy_model().cuda()
+    fast = optimize(on_cuda, compile=True)
+    for _ in range(3):
+        results = [fast([x])[0] for x in inputs()]
+        assert_same_results(results, on_cuda(inputs()), atol=1e-2)

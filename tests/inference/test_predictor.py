@@ -1,0 +1,210 @@
+"""Single pictures through a trained model, and the command around it."""
+
+import json
+import runpy
+import shutil
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from detectron2.modeling import build_model
+from panopticapi.utils import rgb2id
+from tiny_runs import CONFIG, tiny_config, tiny_overrides
+
+from spatialflow import Predictor
+from spatialflow.config import load_config
+from spatialflow.data import build_test_loader
+
+DEMO = str(Path(__file__).resolve().parents[2] / "demo.py")
+
+
+@pytest.fixture(scope="module")
+def overrides(toy_datasets, tmp_path_factory):
+    """Overrides of the toy config for a model of random weights, which are in a file."""
+    folder = tmp_path_factory.mktemp("model")
+    torch.manual_seed(0)
+    weights = folder / "weights.pth"
+    torch.save({"model": build_model(tiny_config(toy_datasets, folder)).state_dict()}, weights)
+    return [*tiny_overrides(toy_datasets, folder), "MODEL.WEIGHTS", str(weights)]
+
+
+@pytest.fixture(scope="module")
+def predictor(overrides):
+    return Predictor(load_config(str(CONFIG), overrides))
+
+
+@pytest.fixture(scope="module")
+def image(toy_datasets):
+    return cv2.imread(str(toy_datasets / "toy" / "val" / "00000.png"))
+
+
+def same(one, other):
+    """Whether two outputs have the same map and the same segments."""
+    (map1, segments1), (map2, segments2) = one["panoptic_seg"], other["panoptic_seg"]
+    return torch.equal(map1, map2) and segments1 == segments2
+
+
+@pytest.mark.parametrize("library", ["pil", "cv2"])
+def test_a_picture_gives_what_evaluation_sees(overrides, image, library):
+    # Another test size, so that there is something to resize.
+    overrides = [*overrides, "INPUT.RESIZE_WITH", library, "INPUT.MIN_SIZE_TEST", "96"]
+    predictor = Predictor(load_config(str(CONFIG), overrides))
+    sample = next(iter(build_test_loader(predictor.cfg, "tiny_val")))
+    with torch.no_grad():
+        expected = predictor.model(sample)[0]
+    output = predictor(image)
+    assert same(output, expected)
+    assert torch.equal(output["sem_seg"], expected["sem_seg"])
+    assert output["panoptic_seg"][0].shape == image.shape[:2]
+
+
+def test_rgb_models_get_rgb(overrides, predictor, image):
+    rgb = Predictor(load_config(str(CONFIG), [*overrides, "INPUT.FORMAT", "RGB"]))
+    assert same(rgb(image[:, :, ::-1]), predictor(image))
+    assert not torch.equal(rgb(image)["sem_seg"], predictor(image)["sem_seg"])
+
+
+def test_config_file_and_weights_are_enough(overrides, predictor, image):
+    settings = overrides[:-2]
+    cfg = load_config(str(CONFIG), settings)
+    path = Path(overrides[-1]).with_name("config.yaml")
+    path.write_text(cfg.dump())
+    assert same(Predictor(path, overrides[-1])(image), predictor(image))
+
+
+def test_grey_and_transparent_pictures_are_converted(predictor, image):
+    grey = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
+    expected = predictor(np.repeat(grey[:, :, None], 3, axis=2))
+    assert same(predictor(grey), expected)
+    assert same(predictor(grey[:, :, None]), expected)
+    assert same(predictor(np.dstack([image, grey])), predictor(image))
+
+
+@pytest.mark.parametrize(
+    ("picture", "error", "message"),
+    [
+        (np.zeros((8, 8, 3), np.float32), TypeError, "uint8.*float32"),
+        ("picture.jpg", TypeError, "uint8.*str"),
+        (np.zeros((8, 8, 2), np.uint8), ValueError, r"\(8, 8, 2\)"),
+        (np.zeros((0, 8, 3), np.uint8), ValueError, r"\(0, 8, 3\)"),
+    ],
+)
+def test_what_is_no_picture_is_refused(predictor, picture, error, message):
+    with pytest.raises(error, match=message):
+        predictor(picture)
+
+
+def test_segments_describe_the_map(predictor, image):
+    output = predictor(image)
+    ids = output["panoptic_seg"][0].numpy()
+    segments = predictor.segments(output)
+    assert {s["isthing"] for s in segments} == {True, False}
+    assert {s["id"] for s in segments} == set(np.unique(ids)) - {0}
+    names = {1: "disk", 2: "box", 3: "triangle", 5: "ring"}
+    names |= {11: "stripes", 12: "checker", 14: "dots", 15: "noise"}
+    for s in segments:
+        assert s["category"] == names[s["category_id"]]
+        assert s["isthing"] == (s["category_id"] < 10) == ("score" in s)
+        rows, columns = np.nonzero(ids == s["id"])
+        assert s["area"] == len(rows)
+        x, y, width, height = s["bbox"]
+        assert (x, y) == (columns.min(), rows.min())
+        assert (x + width - 1, y + height - 1) == (columns.max(), rows.max())
+
+
+def test_drawing_changes_the_picture_and_not_the_output(predictor, image):
+    output = predictor(image)
+    before = repr(output["panoptic_seg"][1])
+    drawn = predictor.draw(image, output)
+    assert drawn.shape == image.shape and drawn.dtype == np.uint8
+    assert (drawn != image).any()
+    assert repr(output["panoptic_seg"][1]) == before
+    del output["panoptic_seg"]  # as a model without a segmentation branch has it
+    assert predictor.draw(image, output).shape == image.shape
+
+
+def test_without_the_dataset_classes_are_numbered(overrides, predictor, image, tmp_path):
+    gone = [text.replace("tiny_", "gone_") for text in tiny_overrides(tmp_path, tmp_path)]
+    counts = ["MODEL.RETINANET.NUM_CLASSES", "4", "MODEL.SEM_SEG_HEAD.NUM_CLASSES", "5"]
+    alone = Predictor(load_config(str(CONFIG), [*gone, *counts, "MODEL.WEIGHTS", overrides[-1]]))
+    output = alone(image)
+    assert same(output, predictor(image))
+    named, numbered = predictor.segments(output), alone.segments(output)
+    assert [s["area"] for s in named] == [s["area"] for s in numbered]
+    assert all(s["category"].split()[0] in ("thing", "stuff") for s in numbered)
+    assert alone.draw(image, output).shape == image.shape
+    with pytest.raises(FileNotFoundError, match="gone_train"):
+        Predictor(load_config(str(CONFIG), gone))
+
+
+def test_weights_are_needed(overrides):
+    with pytest.raises(ValueError, match=r"MODEL\.WEIGHTS is empty"):
+        Predictor(load_config(str(CONFIG), overrides[:-2]))
+
+
+def demo(monkeypatch, *arguments):
+    """Exit code of demo.py, run in this process."""
+    monkeypatch.setattr(sys, "argv", [DEMO, *map(str, arguments)])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(DEMO, run_name="__main__")
+    return stop.value.code
+
+
+def test_demo_writes_pictures_segments_and_maps(
+    monkeypatch, overrides, predictor, toy_datasets, tmp_path, capsys
+):
+    folder = tmp_path / "pictures"
+    shutil.copytree(toy_datasets / "toy" / "val", folder)
+    (folder / "notes.txt").write_text("no picture")
+    other = tmp_path / "other" / "00000.png"
+    other.parent.mkdir()
+    shutil.copy(folder / "00001.png", other)
+    output = tmp_path / "results"
+    inputs = ["--input", folder, tmp_path / "oth*" / "*.png", folder / "00000.png"]
+    arguments = ["--output", output, "--config-file", CONFIG, "--json", "--opts", *overrides]
+    assert demo(monkeypatch, *inputs, *arguments) == 0
+    names = {"00000", "00001", "00002", "00000_2"}
+    endings = ("_panoptic.png", "_ids.png", "_segments.json")
+    assert {p.name for p in output.iterdir()} == {n + e for n in names for e in endings}
+    expected = predictor(cv2.imread(str(other)))
+    ids = rgb2id(cv2.imread(str(output / "00000_2_ids.png"))[:, :, ::-1])
+    np.testing.assert_array_equal(ids, expected["panoptic_seg"][0].numpy())
+    segments = json.loads((output / "00000_2_segments.json").read_text())
+    assert segments == predictor.segments(expected)
+    assert cv2.imread(str(output / "00000_2_panoptic.png")).shape == (128, 160, 3)
+
+
+def test_demo_goes_on_after_an_unreadable_picture(
+    monkeypatch, overrides, toy_datasets, tmp_path, capsys
+):
+    whole = (toy_datasets / "toy" / "val" / "00000.png").read_bytes()
+    (tmp_path / "b.png").write_bytes(whole)
+    (tmp_path / "a.png").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "c.jpg").write_text("no picture")
+    arguments = ["--output", tmp_path / "out", "--config-file", CONFIG, "--opts", *overrides]
+    assert demo(monkeypatch, "--input", tmp_path, *arguments) == 1
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["b_panoptic.png"]
+    printed = capsys.readouterr()
+    for name in ("a.png", "c.jpg"):
+        assert f"{tmp_path / name} cannot be read" in printed.err
+    assert "1 of 3 images" in printed.out
+    assert "Traceback" not in printed.err
+
+
+@pytest.mark.parametrize("name", ["nowhere.png", "nowhere/*.png"])
+def test_demo_names_an_input_that_is_not_there(monkeypatch, overrides, tmp_path, name):
+    arguments = ["--output", tmp_path / "out", "--config-file", CONFIG, "--opts", *overrides]
+    code = demo(monkeypatch, "--input", tmp_path / name, *arguments)
+    assert str(code).startswith("error: ") and name in code
+
+
+def test_demo_without_segments_says_so(monkeypatch, overrides, toy_datasets, tmp_path):
+    picture = toy_datasets / "toy" / "val" / "00000.png"
+    arguments = ["--input", picture, "--output", tmp_path, "--config-file", CONFIG, "--json"]
+    instances_only = ["MODEL.PANOPTIC_FPN.COMBINE.ENABLED", "False"]
+    code = demo(monkeypatch, *arguments, "--opts", *overrides, *instances_only)
+    assert code.startswith("error: --json")
+    assert (tmp_path / "00000_panoptic.png").exists()

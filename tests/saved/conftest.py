@@ -1,0 +1,3 @@
+"""The fixtures of tests on evaluated datasets."""
+
+from evaluation_fixtures import *  # noqa: F403

@@ -1,0 +1,93 @@
+"""Raw outputs on disk: they come back as they were, and merge as the model merged them."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from detectron2.structures import Boxes, Instances
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from raw_scenes import evaluate_noisy
+from tiny_runs import tiny_config
+
+from spatialflow.engine import Trainer
+from spatialflow.saved.raw_outputs import INDEX, RawOutputs, load_raw_output, save_raw_output
+from spatialflow.tools.sweep import sweep
+
+
+def random_output(seed, n, height, width):
+    generator = torch.Generator().manual_seed(seed)
+    instances = Instances((height, width))
+    instances.pred_boxes = Boxes(torch.rand(n, 4, generator=generator) * 50 - 5)
+    instances.scores = torch.rand(n, generator=generator)
+    instances.pred_classes = torch.randint(0, 80, (n,), generator=generator)
+    instances.pred_masks = torch.rand(n, height, width, generator=generator) > 0.6
+    return instances, torch.randint(0, 255, (height, width), generator=generator)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 999), st.integers(0, 4), st.integers(1, 9), st.integers(1, 9))
+def test_round_trip_is_exact(tmp_path_factory, seed, n, height, width):
+    instances, labels = random_output(seed, n, height, width)
+    path = str(tmp_path_factory.mktemp("raw") / "folder" / "a.npz")
+    save_raw_output(path, instances, labels)
+    loaded, loaded_labels = load_raw_output(path)
+    assert loaded.image_size == (height, width)
+    assert torch.equal(loaded.pred_boxes.tensor, instances.pred_boxes.tensor)
+    for name in ("scores", "pred_classes", "pred_masks"):
+        assert torch.equal(loaded.get(name), instances.get(name)), name
+        assert loaded.get(name).dtype == instances.get(name).dtype
+    assert torch.equal(loaded_labels, labels) and loaded_labels.dtype == torch.int64
+
+
+def test_merged_again_it_is_what_was_evaluated(register, cfg, tmp_path):
+    results = evaluate_noisy(register, cfg, tmp_path)
+    raw = RawOutputs.open(str(tmp_path))
+    (counts,) = sweep(raw, [raw.merge])
+    again = counts.results()
+    assert 0 < results["PQ"] < 100
+    for key, group in (("PQ", "All"), ("PQ_th", "Things"), ("PQ_st", "Stuff")):
+        assert 100 * again[group]["pq"] == pytest.approx(results[key], abs=1e-12)
+
+
+def test_trainer_writes_them_when_asked(toy_datasets, tmp_path):
+    cfg = tiny_config(toy_datasets, tmp_path, overrides=["TEST.SAVE_RAW_OUTPUTS", True])
+    model = Trainer.build_model(cfg)
+    results = Trainer.test(cfg, model)
+    folder = tmp_path / "inference" / "tiny_val"
+    raw = RawOutputs.open(str(folder))
+    assert sorted(p.name for p in folder.iterdir()) == ["raw_outputs", INDEX]
+    assert len(raw.files) == 3
+    assert all((folder / name).stat().st_size < 50_000 for name in raw.files.values())
+    assert raw.merge.stuff_area_limit == cfg.MODEL.PANOPTIC_FPN.COMBINE.STUFF_AREA_LIMIT
+    (counts,) = sweep(raw, [raw.merge])
+    assert 100 * counts.results()["All"]["pq"] == pytest.approx(
+        results["panoptic_seg"]["PQ"], abs=1e-12
+    )
+
+
+def test_nothing_is_unpickled(tmp_path):
+    path = tmp_path / "a.npz"
+    np.savez(path, stuff_png=np.array([print], dtype=object))
+    with pytest.raises(ValueError, match=r"a\.npz cannot be read: ValueError: .*allow_pickle"):
+        load_raw_output(str(path))
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b"xyz"])
+def test_damaged_file(tmp_path, damage):
+    path = tmp_path / "a.npz"
+    save_raw_output(str(path), *random_output(0, 2, 8, 8))
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(ValueError, match=r"a\.npz cannot be read"):
+        load_raw_output(str(path))
+
+
+def test_missing_files(tmp_path):
+    with pytest.raises(FileNotFoundError, match="b.npz is not there"):
+        load_raw_output(str(tmp_path / "b.npz"))
+    with pytest.raises(FileNotFoundError, match="TEST.SAVE_RAW_OUTPUTS True"):
+        RawOutputs.open(str(tmp_path))
+    (tmp_path / INDEX).write_text(json.dumps({"images": []}))
+    with pytest.raises(ValueError, match="no index of raw outputs: KeyError"):
+        RawOutputs.open(str(tmp_path))

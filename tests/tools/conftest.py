@@ -1,0 +1,5 @@
+"""The fixtures of tests on small datasets, annotated and evaluated."""
+
+from dataset_fixtures import *  # noqa: F403
+from dataset_fixtures import _clean_catalog  # noqa: F401
+from evaluation_fixtures import cityscapes, register  # noqa: F401

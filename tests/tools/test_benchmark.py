@@ -1,0 +1,184 @@
+"""The benchmark runs, and its tables say what it found; no times are asserted."""
+
+import json
+
+import pytest
+import torch
+from builders import STUFF_LABELS, THINGS, tiny_model
+from detectron2.modeling.meta_arch.panoptic_fpn import combine_semantic_and_instance_outputs
+
+from spatialflow.modeling.panoptic import merge_panoptic
+from spatialflow.tools.benchmark import subjects
+from spatialflow.tools.benchmark.__main__ import main
+from spatialflow.tools.benchmark.floors import Rates, Work, count
+from spatialflow.tools.benchmark.measure import training
+from spatialflow.tools.benchmark.subjects import make_instances
+from spatialflow.tools.benchmark.timing import Summary, alternate, median_ratio, peak_memory
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("benchmark")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(subjects, "DETECTIONS", 35)  # masks of 100 would take most of the time
+        _run(folder)
+    return json.loads((folder / "r.json").read_text()), (folder / "r.md").read_text()
+
+
+def _run(folder):
+    files = ["--json-out", str(folder / "r.json"), "--markdown", str(folder / "r.md")]
+    main(
+        [
+            "--device",
+            "cpu",
+            "--quick",
+            "--heights",
+            "96",
+            "--runs",
+            "2",
+            "--training-runs",
+            "0",
+            *files,
+        ]
+    )
+
+
+def test_both_models_do_the_same_work(results):
+    rows = {row["name"]: row for row in results[0]["end_to_end"]}
+    assert set(rows) == {
+        "SpatialFlow",
+        "SpatialFlow, bf16 autocast",
+        "SpatialFlow, optimized",
+        "SpatialFlow, optimized, bf16",
+        "Panoptic FPN",
+        "Panoptic FPN, bf16 autocast",
+    }
+    for row in rows.values():
+        assert row["detections"] == 35
+        assert 15 <= row["confident"] <= 30
+        assert row["runs"] == 2
+        assert row["low"] <= row["median"] <= row["high"]
+    for name in ("Panoptic FPN", "Panoptic FPN, bf16 autocast"):
+        assert rows[name]["frame_rate_ratio"] == 1
+
+
+def test_batches_are_timed_on_both_paths(results):
+    rows = {row["name"]: row for row in results[0]["batches"]}
+    assert set(rows) == {
+        "SpatialFlow",
+        "SpatialFlow, optimized",
+        "SpatialFlow, optimized, bf16",
+    }
+    for row in rows.values():
+        assert row["batch_size"] == 8 and row["height"] == 96
+        assert min(row["alone"], row["in_batch"], row["throughput_ratio"]) > 0
+
+
+def test_stages_have_their_work_and_floors(results):
+    rows = {(row["name"], row["stage"]): row for row in results[0]["stages"]}
+    rates = results[0]["rates"]
+    for row in rows.values():
+        assert row["arithmetic_floor"] == row["multiply_adds"] / rates["multiply_adds"]
+        assert row["traffic_floor"] == row["bytes"] / rates["bytes"] > 0
+    # P3 to P7 of 96 x 160 padded pixels have 240, 60, 15, 6 and 2 cells. P3 to P5 have 4
+    # convolutions in reg, 4 and 4 flows in cls and stuff, 1 and 2 flows in thing; P6 and P7 have
+    # reg and cls.
+    subnets = rows["SpatialFlow", "sub-networks"]["multiply_adds"]
+    convolutions = 315 * (4 + 8 + 8 + 3) + 8 * (4 + 8)
+    assert subnets == convolutions * 256 * 256 * 9
+
+
+def test_views_are_those_of_the_papers(results):
+    rows = results[0]["views"]
+    sides = [(row["longer"], row["shorter"]) for row in rows]
+    assert sides == [(180, 120), (216, 144), (252, 168)]  # 96 / 800 of the papers'
+    assert all(row["alone"] > 0 and row["with_mirror_image"] > 0 for row in rows)
+
+
+def test_tables_show_all_rows(results):
+    content, text = results
+    assert "| (180, 120) |" in text
+    for row in content["end_to_end"] + content["batches"] + content["stages"] + content["merges"]:
+        assert f"| {row['name']}" in text
+    assert content["versions"]["PyTorch"] in text
+
+
+def test_merges_are_those_of_both_projects(results):
+    rows = results[0]["merges"]
+    assert [row["name"] for row in rows] == [
+        "Detectron2",
+        "SpatialFlow, no box fill",
+        "SpatialFlow, box fill",
+    ]
+    assert rows[0]["speed_ratio"] == 1
+
+
+def test_the_merges_that_are_compared_give_one_map():
+    instances, labels = make_instances(20, (60, 90)), torch.arange(90).expand(60, 90) // 10
+    expected, segments = combine_semantic_and_instance_outputs(instances, labels, 0.5, 200, 0.5)
+    found, described = merge_panoptic(
+        instances.pred_masks,
+        instances.pred_boxes.tensor,
+        instances.scores,
+        instances.pred_classes,
+        labels,
+        num_stuff_labels=9,
+        thing_labels=(0,),
+        score_thresh=0.5,
+        overlap_thresh=0.5,
+        stuff_area_limit=200,
+        box_fill_min_free=None,
+    )
+    assert torch.equal(found, expected)
+    assert [s["isthing"] for s in described] == [s["isthing"] for s in segments]
+    assert {s["isthing"] for s in segments} == {True, False}
+
+
+def test_training_changes_no_weight(monkeypatch):
+    monkeypatch.setattr(subjects, "THINGS", THINGS)
+    monkeypatch.setattr(subjects, "STUFF_LABELS", STUFF_LABELS)
+    models = {"SpatialFlow": tiny_model(), "Panoptic FPN": tiny_model()}
+    before = [p.clone() for p in models["SpatialFlow"].parameters()]
+    rows = training(models, height=64, device="cpu", runs=2, batch_size=2)
+    assert [row["name"] for row in rows] == list(models)
+    assert rows[1]["time_ratio"] == rows[1]["memory_ratio"] == 1
+    parameters = list(models["SpatialFlow"].parameters())
+    assert all(torch.equal(p, q) for p, q in zip(parameters, before, strict=True))
+    assert all(p.grad is not None for p in parameters)
+
+
+def test_work_of_a_product_with_a_view_and_an_operator_in_place():
+    a, b = torch.ones(2, 3), torch.ones(4, 3)
+    work = count(lambda: (a @ b.t()).add_(1))
+    # The product reads 6 and 12 numbers and writes 8; the sum takes and gives the same 8.
+    assert work == Work(multiply_adds=24, bytes=4 * (6 + 12 + 8 + 8))
+    assert work.floors(Rates(multiply_adds=12.0, bytes=68.0)) == (2.0, 2.0)
+
+
+def test_calls_alternate_and_warm_up_is_dropped():
+    calls = []
+    functions = {"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}
+    times = alternate(functions, "cpu", runs=2, warm_up=1)
+    assert calls == ["a", "b"] * 3
+    assert {name: len(x) for name, x in times.items()} == {"a": 2, "b": 2}
+
+
+def test_summary_and_ratio():
+    assert Summary.of([4.0, 1.0, 2.0, 3.0, 5.0]) == Summary(3.0, 2.0, 4.0, 5)
+    assert median_ratio([2.0, 9.0, 4.0], [1.0, 3.0, 4.0]) == 2.0
+
+
+def test_peak_is_what_lives_together():
+    def function():
+        a = torch.zeros(1000, 1000)
+        b = a + 1
+        del a
+        return b * 2 + b
+
+    assert peak_memory(function, "cpu") == 3 * 4_000_000
+
+
+def test_quartiles_need_two_runs(capsys):
+    with pytest.raises(SystemExit):
+        main(["--runs", "1"])
+    assert "at least 2" in capsys.readouterr().err
