@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from .categories import Categories, SegmentClass
+from .file_names import file_below, is_file_below, outside
 
 _REQUIRED_FIELDS = {
     "images": ("id", "file_name", "height", "width"),
@@ -35,7 +36,8 @@ def read_panoptic_json(path: str) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: the file is not there.
-        ValueError: it is no JSON, or a JSON of another kind.
+        ValueError: it is no JSON, or a JSON of another kind, or a file name in it is absolute or
+            leads out of its folder.
     """
     content = read_panoptic_lists(path)
     for key, fields in _REQUIRED_FIELDS.items():
@@ -45,6 +47,8 @@ def read_panoptic_json(path: str) -> dict[str, Any]:
                 raise ValueError(
                     f"{path}: an entry of {key!r} has no {missing[0]!r}: {entry}"[:500]
                 )
+            if not is_file_below(entry["file_name"]):
+                raise ValueError(f"{path}, {key!r}: {outside(entry['file_name'])}.")
     return content
 
 
@@ -141,7 +145,8 @@ def load_unannotated(
 
     Raises:
         FileNotFoundError: the folder, the JSON or an image is not there.
-        ValueError: it is no such JSON, or has no image or one twice.
+        ValueError: it is no such JSON, has no image or one twice, or a file name leads out of the
+            folder.
     """
     try:
         images = json.loads(Path(images_json).read_bytes())["images"]
@@ -200,7 +205,7 @@ def _check_files(root: str, names: Iterable[str], kind: str) -> None:
     listings: dict[str, set[str]] = {}
     missing = []
     for name in names:
-        folder, base = os.path.split(os.path.join(root, name))
+        folder, base = os.path.split(file_below(root, name))
         if folder not in listings:
             listings[folder] = set(os.listdir(folder)) if os.path.isdir(folder) else set()
         if base not in listings[folder]:

@@ -25,6 +25,8 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.structures import Instances
 from detectron2.utils import comm
 
+from spatialflow.data.file_names import file_below
+
 from .ground_truth import PanopticGroundTruth
 
 
@@ -51,9 +53,9 @@ def write_instances(
     )
     for i, (mask, class_id, score) in enumerate(found):
         name = f"{image_id}_pred_{i}.png"
-        _write_png(os.path.join(folder, name), mask.cpu().numpy().astype(np.uint8) * 255)
+        _write_png(file_below(folder, name), mask.cpu().numpy().astype(np.uint8) * 255)
         lines.append(f"{name} {label_ids[class_id]} {score}\n")
-    path = os.path.join(folder, f"{image_id}_pred.txt")
+    path = file_below(folder, f"{image_id}_pred.txt")
     with open(path, "w") as f:
         f.writelines(lines)
     return path
@@ -67,7 +69,7 @@ def write_labels(folder: str, image_id: str, labels: np.ndarray, label_ids: Sequ
         labels: 0 to S - 1.
         label_ids: Cityscapes' label id of each of the S stuff labels.
     """
-    path = os.path.join(folder, f"{image_id}_pred.png")
+    path = file_below(folder, f"{image_id}_pred.png")
     _write_png(path, np.array(label_ids, np.uint8)[labels])
     return path
 
@@ -197,7 +199,7 @@ def _label_images(ground_truth: PanopticGroundTruth, kind: str) -> dict[Hashable
     """Path of the label image of each image; its absence would end the scripts with an exit."""
     root = MetadataCatalog.get(ground_truth.name).gt_dir
     paths = {
-        i: os.path.join(root, str(i).split("_")[0], f"{i}_gtFine_{kind}.png")
+        i: file_below(root, os.path.join(str(i).split("_")[0], f"{i}_gtFine_{kind}.png"))
         for i in ground_truth.png_names
     }
     missing = [path for path in paths.values() if not os.path.isfile(path)]

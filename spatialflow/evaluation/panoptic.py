@@ -14,6 +14,8 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from panopticapi.utils import id2rgb
 
+from spatialflow.data.file_names import file_below
+
 from .ground_truth import AnnotatedImage, PanopticGroundTruth
 from .panoptic_quality import GROUP_SUFFIXES, PanopticCounts, SegmentMatches, match_segments
 
@@ -127,7 +129,7 @@ class PanopticEvaluator(DatasetEvaluator):
 
     def _write_map(self, image_id: Hashable, id_map: np.ndarray, segments: list[dict]) -> None:
         file_name = self._ground_truth.png_names[image_id]
-        path = os.path.join(self._output_dir, "panoptic_predictions", file_name)
+        path = file_below(os.path.join(self._output_dir, "panoptic_predictions"), file_name)
         os.makedirs(os.path.dirname(path), exist_ok=True)
         if not cv2.imwrite(path, id2rgb(id_map)[..., ::-1]):
             raise OSError(f"The prediction could not be written to {path}.")

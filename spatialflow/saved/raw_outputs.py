@@ -22,6 +22,7 @@ from detectron2.utils import comm
 from pycocotools import mask as mask_util
 from torch import Tensor
 
+from spatialflow.data.file_names import file_below
 from spatialflow.evaluation.ground_truth import PanopticGroundTruth
 from spatialflow.evaluation.unannotated import UnannotatedImages
 from spatialflow.modeling.panoptic import MergeSettings, merge_panoptic
@@ -118,6 +119,8 @@ class RawOutputs:
         try:
             index = json.loads(Path(path).read_bytes())
             files = {entry["image_id"]: entry["file_name"] for entry in index["images"]}
+            for name in files.values():
+                file_below(folder, name)
             merge = MergeSettings(**index["merge"])
             keys = ("categories", "thing_ids", "stuff_ids", "truth")
             return cls(folder, merge, *(index[k] for k in keys), files)
@@ -182,7 +185,7 @@ class RawOutputWriter(DatasetEvaluator):
         """Write a batch: inputs with ``image_id``, outputs with ``instances`` and ``sem_seg``."""
         for image, output in zip(inputs, outputs, strict=True):
             stem = os.path.splitext(self._file_names[image["image_id"]])[0]
-            file_name = os.path.join(FOLDER, f"{stem}.npz")
+            file_name = file_below(FOLDER, f"{stem}.npz")
             labels = output["sem_seg"].argmax(dim=0)
             save_raw_output(os.path.join(self._output_dir, file_name), output["instances"], labels)
             self._written.append({"image_id": image["image_id"], "file_name": file_name})

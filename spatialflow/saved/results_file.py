@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from spatialflow.data.coco_panoptic import is_segment_id
+from spatialflow.data.file_names import is_file_below, outside
 
 _FIELDS = ("image_id", "file_name", "segments_info")
 
@@ -20,7 +21,8 @@ def read_panoptic_results(path: str) -> list[dict[str, Any]]:
 
     Raises:
         FileNotFoundError: the file is not there.
-        ValueError: it is no such JSON, or an image is predicted twice.
+        ValueError: it is no such JSON, an image is predicted twice, or a file name is absolute or
+            leads out of its folder.
     """
     try:
         content = json.loads(Path(path).read_bytes())
@@ -39,6 +41,8 @@ def read_panoptic_results(path: str) -> list[dict[str, Any]]:
         missing = [f for f in _FIELDS if not isinstance(annotation, dict) or f not in annotation]
         if missing:
             raise ValueError(f"{path}: an annotation has no {missing[0]!r}: {annotation}"[:500])
+        if not is_file_below(annotation["file_name"]):
+            raise ValueError(f"{path}: {outside(annotation['file_name'])}.")
         if annotation["image_id"] in seen:
             raise ValueError(
                 f"{path}: image {annotation['image_id']!r} is predicted more than once; keep one."

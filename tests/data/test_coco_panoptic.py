@@ -6,7 +6,7 @@ import pytest
 from panoptic_folder import CATEGORIES, SKY, segment
 
 from spatialflow.data.categories import Categories
-from spatialflow.data.coco_panoptic import load_coco_panoptic, read_panoptic_json
+from spatialflow.data.coco_panoptic import load_coco_panoptic, load_unannotated, read_panoptic_json
 
 
 def load(folder):
@@ -89,6 +89,32 @@ def test_contradictions_in_the_json_are_named(folder, case):
     with pytest.raises(ValueError, match=message) as e:
         load(folder.save())
     assert folder.paths[2] in str(e.value)
+
+
+@pytest.mark.parametrize("key", ["images", "annotations"])
+@pytest.mark.parametrize("name", ["{folder}/000.png", "../{kind}/000.png", "..\\000.png"])
+def test_files_outside_the_folders_are_refused(folder, key, name):
+    kind = {"images": "images", "annotations": "panoptic"}[key]
+    name = name.format(folder=folder.root / kind, kind=kind)
+    folder.content[key][0]["file_name"] = name
+    with pytest.raises(ValueError, match="is not below its folder; write it relative") as e:
+        load(folder.save())
+    assert folder.paths[2] in str(e.value) and repr(name) in str(e.value)
+
+
+def test_a_rule_for_image_names_cannot_lead_out_either(folder):
+    def outside(image):
+        return f"../images/{image['file_name']}"
+
+    with pytest.raises(ValueError, match="'../images/000.png' is not below"):
+        load_coco_panoptic(*folder.paths, Categories.from_json(CATEGORIES), outside)
+
+
+def test_images_without_annotations_stay_in_their_folder_too(folder):
+    folder.content["images"][1]["file_name"] = "../images/001.png"
+    images, _, path = folder.save().paths
+    with pytest.raises(ValueError, match="'../images/001.png' is not below"):
+        load_unannotated(images, path)
 
 
 @pytest.mark.parametrize("kind", ["images", "panoptic"])

@@ -4,6 +4,7 @@ import math
 import pickle
 
 import detectron2.data.datasets.cityscapes as detectron2_loaders
+import numpy as np
 import pytest
 import torch
 from cityscapes_tree import IDS, write_tree
@@ -15,7 +16,11 @@ from detectron2.utils import comm
 from panoptic_scenes import evaluate, evaluate_perfect, inputs_of, perfect_output
 
 from spatialflow.evaluation import PanopticGroundTruth, build_evaluator, format_results
-from spatialflow.evaluation.cityscapes import CityscapesInstanceEvaluator, CityscapesSemSegEvaluator
+from spatialflow.evaluation.cityscapes import (
+    CityscapesInstanceEvaluator,
+    CityscapesSemSegEvaluator,
+    write_labels,
+)
 
 NAME = "evaluation_test_cityscapes_tree"
 
@@ -175,3 +180,11 @@ def test_only_the_main_process_has_results(dataset, monkeypatch):
     truth = PanopticGroundTruth(dataset)
     for kind in (CityscapesInstanceEvaluator, CityscapesSemSegEvaluator):
         assert kind(truth).evaluate() is None
+
+
+def test_image_ids_cannot_lead_out_of_the_folder(tmp_path):
+    folder = tmp_path / "a" / "b"
+    folder.mkdir(parents=True)
+    with pytest.raises(ValueError, match="'../x_pred.png' is not below"):
+        write_labels(str(folder), "../x", np.zeros((2, 2), int), [7])
+    assert not list(tmp_path.rglob("*.png"))

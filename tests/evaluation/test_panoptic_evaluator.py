@@ -187,6 +187,20 @@ def test_written_only_when_asked_and_scored_alike_by_panopticapi(register, tmp_p
     assert json.loads((out / "dataset.json").read_text()) == {k: metadata.get(k) for k in keys}
 
 
+@pytest.mark.parametrize("absolute", [True, False])
+def test_ground_truth_is_never_overwritten(register, tmp_path, absolute):
+    name = register(two_images())
+    truth = PanopticGroundTruth(name)
+    png = Path(truth.load(0).png)
+    before = png.read_bytes()
+    out = png.parent.parent / "out"
+    truth.png_names[0] = str(png) if absolute else f"../../png/{png.name}"
+    outputs = [panoptic_seg(np.zeros(truth.load(0).id_map.shape))]
+    with pytest.raises(ValueError, match="is not below .*panoptic_predictions"):
+        evaluate(PanopticEvaluator(truth, str(out)), [{"image_id": 0}], outputs)
+    assert png.read_bytes() == before and not out.exists()
+
+
 def test_dataset_json_has_absolute_paths(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DETECTRON2_DATASETS", ".")

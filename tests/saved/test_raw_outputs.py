@@ -8,11 +8,20 @@ import torch
 from detectron2.structures import Boxes, Instances
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from panoptic_scenes import perfect_output, two_images
 from raw_scenes import evaluate_noisy
 from tiny_runs import tiny_config
 
 from spatialflow.engine import Trainer
-from spatialflow.saved.raw_outputs import INDEX, RawOutputs, load_raw_output, save_raw_output
+from spatialflow.evaluation import PanopticGroundTruth
+from spatialflow.modeling.panoptic import MergeSettings
+from spatialflow.saved.raw_outputs import (
+    INDEX,
+    RawOutputs,
+    RawOutputWriter,
+    load_raw_output,
+    save_raw_output,
+)
 from spatialflow.tools.sweep import sweep
 
 
@@ -81,6 +90,26 @@ def test_damaged_file(tmp_path, damage):
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(ValueError, match=r"a\.npz cannot be read"):
         load_raw_output(str(path))
+
+
+@pytest.mark.parametrize("png", ["{folder}/a.png", "../../a.png"])
+def test_nothing_is_written_outside_the_folder(register, cfg, tmp_path, png):
+    truth = PanopticGroundTruth(register(two_images()))
+    truth.png_names[0] = png.format(folder=tmp_path)
+    writer = RawOutputWriter(str(tmp_path / "x" / "out"), truth, MergeSettings.from_config(cfg))
+    writer.reset()
+    with pytest.raises(ValueError, match="a.npz' is not below raw_outputs"):
+        writer.process([{"image_id": 0}], [perfect_output(truth, 1)])
+    assert not list(tmp_path.rglob("*.npz"))
+
+
+def test_nothing_is_read_outside_the_folder(register, cfg, tmp_path):
+    evaluate_noisy(register, cfg, tmp_path)
+    index = json.loads((tmp_path / INDEX).read_text())
+    index["images"][0]["file_name"] = "../a.npz"
+    (tmp_path / INDEX).write_text(json.dumps(index))
+    with pytest.raises(ValueError, match="no index of raw outputs: .*'../a.npz' is not below"):
+        RawOutputs.open(str(tmp_path))
 
 
 def test_missing_files(tmp_path):

@@ -411,6 +411,18 @@ def two_images_of_one_file(d):
     return other["file_name"], None
 
 
+@damage("file_outside_folder")
+def image_name_is_absolute(d):
+    d.image_entry["file_name"] = str(d.image)
+    return str(d.image), None
+
+
+@damage("file_outside_folder")
+def png_name_leads_out(d):
+    d.first["file_name"] = f"../panoptic/{d.png.name}"
+    return d.first["file_name"], None
+
+
 @damage("bad_entry")
 def image_without_height(d):
     del d.image_entry["height"]

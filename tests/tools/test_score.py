@@ -122,6 +122,10 @@ def id_too_large(content):
     content["annotations"][2]["segments_info"][0]["id"] = 2**24
 
 
+def name_outside_the_folder(content):
+    content["annotations"][2]["file_name"] = "../predicted/p2.png"
+
+
 def unlisted_segment(content):
     content["annotations"][2]["segments_info"].pop()
 
@@ -131,6 +135,8 @@ def unlisted_segment(content):
     [
         (0, unknown_category, r"predicted\.json, image 2: segment 7 has category id 77; those"),
         (1, unknown_category, r"panoptic\.json, image 2: segment 7 has category id 77; those"),
+        (0, name_outside_the_folder, r"predicted\.json: file name '\.\./predicted/p2\.png' is not"),
+        (1, name_outside_the_folder, r"panoptic\.json, 'annotations': file name '\.\./predicted/p"),
         (0, repeated_image, r"predicted\.json: image 0 is predicted more than once"),
         (0, absent_file, r"gone\.png is not there"),
         (0, id_too_large, r"predicted\.json, image 2: a segment has no id from 1 to"),

@@ -10,6 +10,7 @@ from typing import Any
 
 from spatialflow.data.categories import Categories, Category, parse_category
 from spatialflow.data.coco_panoptic import is_segment_id
+from spatialflow.data.file_names import is_file_below
 from spatialflow.data.register import PanopticFiles
 
 from .problems import Problem, shown
@@ -100,7 +101,7 @@ def check_entries(
         else:
             annotated.add(image_id)
             pair = pairs[image_id]
-        pair.png = png
+        pair.png = _inside(png, png, problems)
         pair.segments, found = _check_segments(entry.get("segments_info"), where, categories)
         problems += found
     problems += [
@@ -140,11 +141,22 @@ def _check_images(
             pair.size = (entry["width"], entry["height"])
         if _name(entry.get("file_name")):
             try:
-                pair.image = image_file(entry)
+                image = image_file(entry)
             except Exception as e:  # a rule for names that the entry does not fit
                 message = f"no file name follows from id {shown(entry['id'])}: {e}"
                 problems.append(Problem("bad_entry", where, message))
+                continue
+            pair.image = _inside(entry["file_name"], image, problems)
     return pairs, problems
+
+
+def _inside(given: str | None, name: str | None, problems: list[Problem]) -> str | None:
+    """The name of a file; None, and a problem, when it or the name given is outside the folder."""
+    bad = next((n for n in (given, name) if n and not is_file_below(n)), None)
+    if bad is None:
+        return name
+    problems.append(Problem("file_outside_folder", bad))
+    return None
 
 
 def _check_segments(

@@ -22,6 +22,7 @@ _ERRORS = {
     "no_thing_class": "there is no thing class; detection needs one",
     "no_annotations": "the JSON has no annotations",
     "bad_entry": "an entry of the JSON with a missing or malformed field",
+    "file_outside_folder": "a file name that is absolute or leads out of its folder",
     "duplicate_image_id": "an image id given twice",
     "duplicate_annotation": "an image annotated more than once",
     "image_without_annotation": "an image of the JSON that has no annotation",

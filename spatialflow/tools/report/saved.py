@@ -17,6 +17,7 @@ from detectron2.data import DatasetCatalog
 
 from spatialflow.data.categories import Categories, Category
 from spatialflow.data.coco_panoptic import read_panoptic_json
+from spatialflow.data.file_names import file_below, is_file_below, outside
 from spatialflow.data.register import find_panoptic_files
 
 _SAVE = "run train_net.py with --eval-only and TEST.SAVE_PREDICTIONS True to write them"
@@ -150,7 +151,7 @@ def _images(predictions: Path, truth: dict, info: dict[str, str]) -> list[SavedI
         images.append(
             SavedImage(
                 image_id=image_id,
-                file_name=os.path.join(info["image_root"], files[image_id]),
+                file_name=file_below(info["image_root"], files[image_id]),
                 truth_png=os.path.join(info["panoptic_root"], annotation["file_name"]),
                 truth_segments=annotation["segments_info"],
                 png=str(predictions.with_suffix("") / entry["file_name"]),
@@ -182,6 +183,8 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _require_annotation(annotation: Any, path: str | Path) -> None:
     _require(annotation, _ANNOTATION, path)
+    if not is_file_below(annotation["file_name"]):
+        raise ValueError(f"{path}: {outside(annotation['file_name'])}.")
     for segment in annotation["segments_info"]:
         _require(segment, _SEGMENT, path)
         if "score" in segment:

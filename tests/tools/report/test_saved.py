@@ -73,6 +73,7 @@ def test_several_datasets(own_results):
         (lambda c: c["annotations"].append("x"), "there is no 'image_id' in x"),
         (lambda c: c["annotations"][0].update(image_id=[]), r"'image_id' cannot be \[\]"),
         (lambda c: c["annotations"][0]["segments_info"][2].update(score="x"), "'score' cannot"),
+        (lambda c: c["annotations"][0].update(file_name="../x.png"), "'../x.png' is not below"),
         (lambda c: c["annotations"][0].update(image_id=7), "image 7, which .*panoptic.json does"),
     ],
 )
