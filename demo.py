@@ -11,12 +11,11 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from detectron2.data.detection_utils import read_image
 from panopticapi.utils import id2rgb
-from PIL import Image
 from tqdm import tqdm
 
 from spatialflow.config import load_config
+from spatialflow.data.mapper import read_image
 from spatialflow.errors import UserError, exit_on_user_error, reading_user_input
 from spatialflow.inference.predictor import Predictor
 
@@ -74,18 +73,6 @@ def output_names(images: list[Path]) -> list[str]:
     return list(names)
 
 
-def read(image_file: Path) -> np.ndarray:
-    """(H, W, 3) uint8 in BGR order, turned as the file's EXIF data says.
-
-    Raises:
-        ValueError: the file is no readable image.
-    """
-    try:
-        return read_image(str(image_file), format="BGR")
-    except (OSError, SyntaxError, Image.DecompressionBombError) as e:  # Pillow raises any of them
-        raise ValueError(f"{image_file} cannot be read: {e}") from e
-
-
 def segment(predictor: Predictor, image: np.ndarray, output: Path, as_json: bool) -> None:
     """Write the panoptic picture of an image, and its segments if wanted.
 
@@ -121,8 +108,8 @@ def main(args: argparse.Namespace) -> int:
     named = list(zip(images, output_names(images), strict=True))
     for image_file, name in tqdm(named, unit="image"):
         try:
-            image = read(image_file)
-        except ValueError as e:
+            image = read_image(str(image_file), "BGR")
+        except (ValueError, OSError) as e:
             tqdm.write(f"error: {e}", file=sys.stderr)
             unreadable += 1
         else:

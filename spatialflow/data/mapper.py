@@ -13,11 +13,16 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper, detection_utils
 from detectron2.data import transforms as T
 from detectron2.structures import BitMasks, Boxes, Instances
+from detectron2.utils.file_io import PathManager
 from PIL import Image
 
 from spatialflow.config import takes_original_images
 
 from . import targets
+
+
+class ImageKindError(ValueError):
+    """An image of more than 8 bits a channel, which Pillow would clip to white or black."""
 
 
 class Cv2ResizeTransform(T.ResizeTransform):
@@ -180,13 +185,22 @@ def read_image(file_name: str, image_format: str) -> np.ndarray:
 
     Raises:
         FileNotFoundError: the file is not there.
-        ValueError: it is no image, or a damaged one.
+        ValueError: it is no image, a damaged one or one of more pixels than Pillow opens.
+        ImageKindError: it is grey of 16 or 32 bits, or has floats.
     """
     try:
+        with PathManager.open(file_name, "rb") as f, Image.open(f) as image:  # the header only
+            mode = image.mode
+        if mode.startswith(("I", "F")):
+            raise ImageKindError(
+                f"Image {file_name} has pixels of 16 or 32 bits or floats (Pillow's mode {mode}), "
+                "most of which would become white or black; convert it to 8 bits, scaled as suits "
+                "the data."
+            )
         return detection_utils.read_image(file_name, image_format)
     except FileNotFoundError as e:
         raise FileNotFoundError(f"Image {file_name} is not there.") from e
-    except (OSError, SyntaxError) as e:  # Pillow raises either for damaged files
+    except (OSError, SyntaxError, Image.DecompressionBombError) as e:  # Pillow raises any of them
         raise ValueError(f"Image {file_name} cannot be read, replace it: {e}") from e
 
 

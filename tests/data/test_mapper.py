@@ -10,6 +10,7 @@ from PIL import Image
 
 from spatialflow.data import PanopticMapper, load_coco_panoptic
 from spatialflow.data.categories import Categories
+from spatialflow.data.mapper import ImageKindError, read_image
 
 GOLDEN = Path(__file__).resolve().parents[3] / "shared" / "golden"
 
@@ -187,6 +188,40 @@ def test_exif_orientation_is_applied(cfg, empty_folder):
 
 def _truncate(path):
     path.write_bytes(path.read_bytes()[:300])
+
+
+DEEP_IMAGES = [
+    ("a.png", np.uint16),
+    ("a.tiff", np.uint16),
+    ("a.tiff", ">u2"),
+    ("a.tiff", np.int32),
+    ("a.tiff", np.float32),
+]
+
+
+@pytest.mark.parametrize(("name", "dtype"), DEEP_IMAGES)
+@pytest.mark.parametrize("image_format", ["BGR", "RGB", "L"])
+def test_pixels_of_more_than_8_bits_are_refused(tmp_path, name, dtype, image_format):
+    path = str(tmp_path / name)
+    Image.fromarray(np.full((4, 5), 300, dtype)).save(path)
+    with pytest.raises(ImageKindError, match="; convert it to 8 bits") as e:
+        read_image(path, image_format)
+    assert path in str(e.value)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr"])
+def test_images_of_8_bits_of_every_kind_are_read(tmp_path, mode):
+    path = str(tmp_path / ("a.tiff" if mode in ("CMYK", "YCbCr") else "a.png"))
+    Image.new("RGB", (5, 4), (255, 255, 255)).convert(mode).save(path)
+    assert (read_image(path, "BGR") == 255).all()
+
+
+def test_an_image_too_large_for_pillow_is_named(tmp_path, monkeypatch):
+    path = str(tmp_path / "a.png")
+    Image.new("RGB", (50, 50)).save(path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(ValueError, match=r"a\.png cannot be read, .*exceeds limit"):
+        read_image(path, "BGR")
 
 
 @pytest.mark.parametrize(

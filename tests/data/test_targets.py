@@ -1,3 +1,5 @@
+import zlib
+
 import cv2
 import numpy as np
 import pytest
@@ -59,6 +61,41 @@ def test_png_is_read_into_what_an_earlier_call_returned(tmp_path):
     assert (read == second).all() and np.shares_memory(read, buffer)
     read = read_panoptic_png(str(tmp_path / "other.png"), buffer)
     assert (read == other).all() and (buffer == second).all()
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_png_is_not_turned_by_exif(tmp_path, mode, orientation):
+    path = tmp_path / "a.png"
+    ids = np.random.default_rng(0).integers(0, 2**24, (20, 30))
+    write_ids(path, ids)
+    exif = Image.Exif()
+    exif[274] = orientation
+    Image.open(path).convert(mode).save(path, exif=exif)
+    np.testing.assert_array_equal(read_panoptic_png(str(path)), ids)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+def test_a_size_that_the_file_cannot_hold_is_not_decoded(tmp_path, mode, monkeypatch):
+    path = tmp_path / "a.png"
+    Image.new(mode, (60, 40)).save(path)
+    data = bytearray(path.read_bytes())
+    data[16:24] = (60000).to_bytes(4, "big") * 2
+    data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
+    path.write_bytes(data)
+    calls = []
+    for decoder in ("decode_image_png_u8", "cv2.imdecode"):
+        monkeypatch.setattr(f"spatialflow.data.targets.{decoder}", lambda *_: calls.append(_))
+    with pytest.raises(ValueError, match=r"a\.png is damaged"):
+        read_panoptic_png(str(path))
+    assert not calls
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+def test_the_most_compressible_png_is_read(tmp_path, mode):
+    path = tmp_path / "a.png"
+    Image.new(mode, (6000, 4000)).save(path, compress_level=9)
+    assert not read_panoptic_png(str(path)).any()
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA"])

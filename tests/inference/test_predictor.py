@@ -12,6 +12,7 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 from panopticapi.utils import rgb2id
+from PIL import Image
 from tiny_runs import CONFIG, tiny_config, tiny_overrides
 
 from spatialflow import Predictor
@@ -192,6 +193,17 @@ def test_demo_goes_on_after_an_unreadable_picture(
         assert f"{tmp_path / name} cannot be read" in printed.err
     assert "1 of 3 images" in printed.out
     assert "Traceback" not in printed.err
+
+
+def test_demo_refuses_pictures_of_more_than_8_bits(monkeypatch, overrides, tmp_path, capsys):
+    Image.fromarray(np.full((40, 50), 300, np.uint16)).save(tmp_path / "deep.png")
+    Image.fromarray(np.ones((40, 50), np.float32)).save(tmp_path / "float.tiff")
+    arguments = ["--output", tmp_path / "out", "--config-file", CONFIG, "--opts", *overrides]
+    assert demo(monkeypatch, "--input", tmp_path, *arguments) == 1
+    printed = capsys.readouterr()
+    for name in ("deep.png", "float.tiff"):
+        assert name in printed.err
+    assert printed.err.count("convert it to 8 bits") == 2 and "0 of 2 images" in printed.out
 
 
 @pytest.mark.parametrize("name", ["nowhere.png", "nowhere/*.png"])

@@ -167,6 +167,20 @@ def image_name_with_nul(d):
     return "a\0b.jpg", None
 
 
+@damage("image_kind")
+def image_has_16_bits(d):
+    size = (d.image_entry["height"], d.image_entry["width"])
+    Image.fromarray(np.full(size, 300, np.uint16)).save(d.image, format="PNG")
+    return d.image.name, None
+
+
+@damage("image_kind")
+def image_has_floats(d):
+    size = (d.image_entry["height"], d.image_entry["width"])
+    Image.fromarray(np.ones(size, np.float32)).save(d.image, format="TIFF")
+    return d.image.name, None
+
+
 @damage("image_size_differs")
 def image_turned_by_exif(d):
     exif = Image.Exif()

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from spatialflow.data.mapper import read_image
+from spatialflow.data.mapper import ImageKindError, read_image
 from spatialflow.data.targets import PngKindError, measure_segments, read_panoptic_png
 
 from .entries import Pair, Segment
@@ -66,8 +66,8 @@ def _decode(kind: str, root: str, name: str, problems: list[Problem]) -> np.ndar
         return read_image(path, "BGR") if kind == "image" else read_panoptic_png(path)
     except FileNotFoundError:
         problems.append(Problem(f"{kind}_missing", name, f"not in {root}"))
-    except PngKindError:
-        problems.append(Problem("png_kind", name))
+    except (ImageKindError, PngKindError):
+        problems.append(Problem(f"{kind}_kind", name))
     except Exception as e:  # decoders raise errors of many kinds on damaged files
         problems.append(Problem(f"{kind}_unreadable", name, str(e)[:300]))
     return None

@@ -29,6 +29,7 @@ _ERRORS = {
     "annotation_without_image": "an annotation whose image_id is not in 'images'",
     "image_missing": "an image file that is not there",
     "image_unreadable": "an image file that cannot be decoded",
+    "image_kind": "an image of more than 8 bits a channel, which would become white or black",
     "image_size_differs": "image and JSON have different sizes",
     "png_missing": "a panoptic PNG that is not there",
     "png_unreadable": "a panoptic PNG that cannot be decoded",
