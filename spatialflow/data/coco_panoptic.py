@@ -15,11 +15,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from .categories import Categories, SegmentClass
+from .compact import CompactList
 from .file_names import file_below, is_file_below, outside
 
 _REQUIRED_FIELDS = {
@@ -73,9 +75,42 @@ def read_panoptic_lists(path: str) -> dict[str, Any]:
     return content
 
 
+def open_panoptic_json(path: str) -> dict[str, Sequence[Any]]:
+    """As :func:`read_panoptic_json`, for content that this process will want again.
+
+    A process parses the file once, and again only when its size or times have changed. What stays
+    in memory is a small part of what the parser makes.
+
+    Returns:
+        dict with ``images`` and ``annotations``, both compact lists, and ``categories``.
+
+    Raises:
+        FileNotFoundError, ValueError: see :func:`read_panoptic_json`.
+    """
+    return _compacted(read_panoptic_json, path, _stamp(path, "Panoptic JSON"))
+
+
+def _stamp(path: str, kind: str) -> tuple[int, ...]:
+    """Numbers that differ when another file is at the path, or the same one was written to."""
+    try:
+        stat = os.stat(path)
+    except FileNotFoundError as e:
+        raise FileNotFoundError(f"{kind} {path} is not there.") from e
+    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
+
+
+@lru_cache(maxsize=8)
+def _compacted(
+    read: Callable[[str], dict[str, Any]], path: str, stamp: tuple[int, ...]
+) -> dict[str, Sequence[Any]]:
+    content = read(path)
+    compact = {k: CompactList(content[k]) for k in ("images", "annotations") if k in content}
+    return {"categories": content.get("categories", []), **compact}
+
+
 def read_categories(panoptic_json: str) -> Categories:
     """Classes from the categories of a COCO panoptic JSON; errors name the file."""
-    content = read_panoptic_json(panoptic_json)
+    content = open_panoptic_json(panoptic_json)
     try:
         return Categories.from_json(content["categories"])
     except ValueError as e:
@@ -105,12 +140,12 @@ def load_coco_panoptic(
         FileNotFoundError: a folder, the JSON, an image or a PNG is not there.
         ValueError: the JSON is none, is empty, or contradicts itself.
     """
-    content = read_panoptic_json(panoptic_json)
+    content = open_panoptic_json(panoptic_json)
     images = {image["id"]: image for image in content["images"]}
     annotations = content["annotations"]
-    _check_pairs(images, annotations, panoptic_json)
+    png_names = _check_pairs(images, annotations, panoptic_json)
     _check_files(image_root, [image_file(image) for image in images.values()], "image")
-    _check_files(panoptic_root, [a["file_name"] for a in annotations], "panoptic PNG")
+    _check_files(panoptic_root, png_names, "panoptic PNG")
     classes = categories.segment_classes
     dicts = []
     for annotation in annotations:
@@ -149,7 +184,8 @@ def load_unannotated(
             folder.
     """
     try:
-        images = json.loads(Path(images_json).read_bytes())["images"]
+        stamp = _stamp(images_json, "Images JSON")
+        images = list(_compacted(_read_images, images_json, stamp)["images"])
         ids = {image["id"] for image in images}
         dicts = [
             {
@@ -160,8 +196,6 @@ def load_unannotated(
             }
             for image in images
         ]
-    except FileNotFoundError as e:
-        raise FileNotFoundError(f"Images JSON {images_json} is not there.") from e
     except (ValueError, KeyError, TypeError) as e:
         raise ValueError(
             f"{images_json} has no list 'images' with id, file_name, height and width: {e!r}"
@@ -172,15 +206,22 @@ def load_unannotated(
     return dicts
 
 
+def _read_images(path: str) -> dict[str, Any]:
+    return {"images": json.loads(Path(path).read_bytes())["images"]}
+
+
 def is_segment_id(value: Any) -> bool:
     """Whether a PNG can hold the id: 0 is void, and there are three bytes."""
     return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**24
 
 
-def _check_pairs(images: dict, annotations: list[dict[str, Any]], panoptic_json: str) -> None:
+def _check_pairs(
+    images: dict, annotations: Sequence[dict[str, Any]], panoptic_json: str
+) -> list[str]:
+    """The names of the PNGs, where each image has one annotation and each annotation an image."""
     if not annotations:
         raise ValueError(f"{panoptic_json} has no annotations: the dataset is empty.")
-    annotated: set = set()
+    annotated: dict[Any, str] = {}
     for annotation in annotations:
         image_id, file_name = annotation["image_id"], annotation["file_name"]
         if image_id not in images:
@@ -190,12 +231,13 @@ def _check_pairs(images: dict, annotations: list[dict[str, Any]], panoptic_json:
             )
         if image_id in annotated:
             raise ValueError(f"{panoptic_json}: image {image_id!r} is annotated more than once.")
-        annotated.add(image_id)
+        annotated[image_id] = file_name
     lost = [image["file_name"] for id_, image in images.items() if id_ not in annotated]
     if lost:
         raise ValueError(
             f"{panoptic_json}: {_some(lost)} of 'images' without annotation. Annotate or remove."
         )
+    return list(annotated.values())
 
 
 def _check_files(root: str, names: Iterable[str], kind: str) -> None:
@@ -219,21 +261,15 @@ def _segments(
 ) -> list[dict[str, Any]]:
     segments, ids = [], set()
     for s in annotation["segments_info"]:
-        where = f"{panoptic_json}, {annotation['file_name']}: segment {s.get('id')}"
-        if not is_segment_id(s.get("id")):
-            raise ValueError(f"{where}: the id must be an integer from 1 to 2^24 - 1.")
-        if s["id"] in ids:
-            raise ValueError(f"{where} is listed twice; ids must differ within an image.")
-        if s.get("category_id") not in classes:
-            raise ValueError(
-                f"{where} has category id {s.get('category_id')}, which is not in the dataset's "
-                f"categories {sorted(classes)}."
-            )
-        ids.add(s["id"])
-        c = classes[s["category_id"]]
+        id_, category_id = s.get("id"), s.get("category_id")
+        if not is_segment_id(id_) or id_ in ids or category_id not in classes:
+            where = f"{panoptic_json}, {annotation['file_name']}: segment {id_}"
+            raise ValueError(f"{where}{_fault(id_, ids, category_id, classes)}")
+        ids.add(id_)
+        c = classes[category_id]
         segments.append(
             {
-                "id": s["id"],
+                "id": id_,
                 "category_id": c.category_id,
                 "isthing": c.isthing,
                 "stuff_label": c.stuff_label,
@@ -242,6 +278,18 @@ def _segments(
             }
         )
     return segments
+
+
+def _fault(id_: Any, ids: set[int], category_id: Any, classes: dict[int, SegmentClass]) -> str:
+    """What is wrong with a segment that cannot be taken."""
+    if not is_segment_id(id_):
+        return ": the id must be an integer from 1 to 2^24 - 1."
+    if id_ in ids:
+        return " is listed twice; ids must differ within an image."
+    return (
+        f" has category id {category_id}, which is not in the dataset's categories "
+        f"{sorted(classes)}."
+    )
 
 
 def _some(names: list[str]) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 from detectron2.data import MetadataCatalog
 
 from spatialflow.data.categories import Categories
-from spatialflow.data.coco_panoptic import read_panoptic_json
+from spatialflow.data.coco_panoptic import open_panoptic_json
 from spatialflow.data.targets import read_panoptic_png
 
 
@@ -53,14 +53,17 @@ class PanopticGroundTruth:
         self.categories = Categories.from_metadata(metadata)
         keys = ("image_root", "panoptic_root", "panoptic_json")
         self.files = {key: getattr(metadata, key) for key in keys}
-        annotations = read_panoptic_json(metadata.panoptic_json)["annotations"]
-        self.png_names = {a["image_id"]: a["file_name"] for a in annotations}
-        self._segments = {a["image_id"]: a["segments_info"] for a in annotations}
+        self._annotations = open_panoptic_json(metadata.panoptic_json)["annotations"]
+        self.png_names: dict[Hashable, str] = {}
+        self._numbers: dict[Hashable, int] = {}
+        for number, annotation in enumerate(self._annotations):
+            self.png_names[annotation["image_id"]] = annotation["file_name"]
+            self._numbers[annotation["image_id"]] = number
         # More than one, because each evaluator goes over a whole batch before the next does.
         self.load = lru_cache(maxsize=8)(self._load)
 
     def _load(self, image_id: Hashable) -> AnnotatedImage:
-        if image_id not in self._segments:
+        if image_id not in self._numbers:
             raise ValueError(
                 f"Image {image_id!r} is not annotated in {self.files['panoptic_json']}, so it "
                 f"cannot be evaluated as part of {self.name}."
@@ -68,4 +71,5 @@ class PanopticGroundTruth:
         png = os.path.join(self.files["panoptic_root"], self.png_names[image_id])
         id_map = read_panoptic_png(png)
         id_map.setflags(write=False)
-        return AnnotatedImage(png, id_map, self._segments[image_id])
+        segments = self._annotations[self._numbers[image_id]]["segments_info"]
+        return AnnotatedImage(png, id_map, segments)

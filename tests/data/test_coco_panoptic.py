@@ -168,3 +168,32 @@ def test_other_files_are_no_panoptic_json(tmp_path, text, message):
 def test_a_missing_json_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="Panoptic JSON .*x.json is not there"):
         read_panoptic_json(str(tmp_path / "x.json"))
+
+
+def test_a_file_that_has_changed_is_read_again(folder):
+    assert len(load(folder)) == len(load(folder)) == 2
+    for key in ("images", "annotations"):
+        folder.content[key].pop()
+    assert len(load(folder.save())) == 1
+
+
+def test_what_a_caller_changes_stays_with_the_caller(folder):
+    load(folder)[0]["segments_info"].clear()
+    assert len(load(folder)[0]["segments_info"]) == 4
+
+
+class CountingPath(str):
+    """A path that counts how often it is put into a text."""
+
+    times = 0
+
+    def __format__(self, spec):
+        self.times += 1
+        return super().__format__(spec)
+
+
+def test_no_message_is_made_for_sound_segments(folder):
+    images, pngs, panoptic_json = folder.paths
+    path = CountingPath(panoptic_json)
+    load_coco_panoptic(images, pngs, path, Categories.from_json(CATEGORIES))
+    assert path.times == 0

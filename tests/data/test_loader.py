@@ -1,4 +1,5 @@
 import itertools
+import json
 import random
 from collections import Counter
 
@@ -8,8 +9,14 @@ import torch
 from detectron2.utils import comm
 from panoptic_folder import SKY, scene, segment
 
-from spatialflow.data import build_test_loader, build_train_loader, register_coco_panoptic
+from spatialflow.data import (
+    build_test_loader,
+    build_train_loader,
+    prepare_datasets,
+    register_coco_panoptic,
+)
 from spatialflow.data.loader import TrainBatches
+from spatialflow.evaluation import build_evaluator
 
 
 @pytest.fixture
@@ -186,3 +193,40 @@ def test_each_test_image_comes_once_and_in_order(train_cfg, monkeypatch, world_s
             assert len(batch) == 1 and "instances" not in batch[0]
             ids.append(batch[0]["image_id"])
     assert ids == list(range(10, 17))
+
+
+@pytest.fixture
+def parsed(monkeypatch):
+    """Numbers of times that JSON files were parsed, by the text "info" in them."""
+    times = Counter()
+    loads = json.loads
+
+    def counted(text, **kwargs):
+        content = loads(text, **kwargs)
+        if isinstance(content, dict) and isinstance(content.get("info"), str):
+            times[content["info"]] += 1
+        return content
+
+    monkeypatch.setattr(json, "loads", counted)
+    return times
+
+
+def test_each_json_is_parsed_once_in_a_process(cfg, folder, parsed):
+    images, pngs, _ = folder.paths
+    for name in ("train", "val", "test"):
+        folder.content["info"] = name
+        (folder.root / f"{name}.json").write_text(json.dumps(folder.content))
+    cfg.DATASETS.REGISTER = [
+        [name, images, pngs, str(folder.root / f"{name}.json")] for name in ("train", "val")
+    ]
+    cfg.DATASETS.UNANNOTATED = [["test", images, str(folder.root / "test.json"), "val"]]
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("train",), ("val", "test")
+    cfg.SOLVER.IMS_PER_BATCH = 1
+    prepare_datasets(cfg)
+    for start_iter in (0, 5):
+        build_train_loader(cfg, start_iter)
+    for _ in range(2):
+        for name in cfg.DATASETS.TEST:
+            assert len(build_test_loader(cfg, name)) == 2
+            build_evaluator(cfg, name, str(folder.root))
+    assert parsed == {"train": 1, "val": 1, "test": 1}

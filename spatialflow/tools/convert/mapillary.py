@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 
 from spatialflow.data.categories import Categories, SegmentClass
-from spatialflow.data.coco_panoptic import is_segment_id, read_categories, read_panoptic_json
+from spatialflow.data.coco_panoptic import is_segment_id, open_panoptic_json, read_categories
 from spatialflow.data.mapper import read_image
 from spatialflow.data.targets import measure_segments, read_panoptic_png
 
@@ -86,7 +86,7 @@ def _panoptic_json(root: str, version: str, split: str) -> str:
 
 
 def _jobs(panoptic_json: str, categories: Categories, resizing: dict[str, Any] | None) -> list[Job]:
-    content = read_panoptic_json(panoptic_json)
+    content = open_panoptic_json(panoptic_json)
     images = {image["id"]: image for image in content["images"]}
     jobs = []
     for annotation in content["annotations"]:
