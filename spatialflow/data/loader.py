@@ -23,6 +23,8 @@ from detectron2.data.build import trivial_batch_collator
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from spatialflow.utils.parallel import end_with_parent
+
 from .mapper import PanopticMapper
 from .register import load_dataset_dicts
 
@@ -72,7 +74,7 @@ def build_train_loader(cfg: CfgNode, start_iter: int = 0) -> DataLoader:
         batch_sampler=batches,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         collate_fn=trivial_batch_collator,
-        worker_init_fn=_one_thread,
+        worker_init_fn=_start_worker,
     )
 
 
@@ -83,11 +85,13 @@ def build_test_loader(cfg: CfgNode, dataset_name: str) -> DataLoader:
         Iterable of lists of one dict with ``image``, ``height``, ``width``, ``file_name`` and
         ``image_id``.
     """
-    return build_detection_test_loader(
+    loader = build_detection_test_loader(
         load_dataset_dicts(dataset_name),
         mapper=PanopticMapper(cfg, is_train=False),
         num_workers=cfg.DATALOADER.NUM_WORKERS,
     )
+    loader.worker_init_fn = end_with_parent  # Detectron2's function does not take it
+    return loader
 
 
 class TrainBatches(Sampler):
@@ -183,6 +187,7 @@ def _training_dicts(cfg: CfgNode) -> list[dict[str, Any]]:
     return dicts
 
 
-def _one_thread(worker_id: int) -> None:
+def _start_worker(worker_id: int) -> None:
+    end_with_parent()
     # The workers are the parallelism; OpenCV's own threads on top would compete for the cores.
     cv2.setNumThreads(0)

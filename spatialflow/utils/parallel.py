@@ -43,10 +43,25 @@ def in_parallel(
 def _start_worker() -> None:
     # The workers take all cores; OpenCV need not have threads of its own in each.
     cv2.setNumThreads(0)
-    # Without this, the workers of a process that is killed would wait for it for ever.
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
 
 
-def _end_with_parent() -> None:
-    connection.wait([multiprocessing.parent_process().sentinel])
+def end_with_parent(worker_id: int = 0) -> None:
+    """Let this worker process end when its parent does, whatever it is doing then.
+
+    Without this, the workers of a process that is killed would wait for it for ever. PyTorch's
+    own workers see to it only between two samples, and not when nobody takes their results.
+
+    Args:
+        worker_id: not used; with it, this is a ``worker_init_fn`` of a data loader.
+    """
+    threading.Thread(target=_wait_for_parent, args=(os.getppid(),), daemon=True).start()
+
+
+def _wait_for_parent(pid: int) -> None:
+    # Workers that were forked later keep the sentinel open, hence the look at the number; that
+    # never changes on Windows, where nothing is forked.
+    sentinel = multiprocessing.parent_process().sentinel
+    while not connection.wait([sentinel], timeout=1) and os.getppid() == pid:
+        pass
     os._exit(1)

@@ -1,6 +1,7 @@
 """Working in several processes."""
 
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -17,6 +18,35 @@ PARENT_THAT_IS_KILLED = """
 
     for pid in in_parallel(os.getpgid, [0] * 20, 2):
         os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+PARENT_OF_LOADERS_THAT_IS_KILLED = """
+    import os, signal, sys, time
+    from detectron2.config import get_cfg
+    from spatialflow.config import add_spatialflow_config
+    from spatialflow.data import loader
+
+    class Mapper:
+        def __init__(self, cfg, is_train):
+            pass
+
+        def __call__(self, image):
+            if sys.argv[1] == "blocked":
+                time.sleep(600)
+            return "x" * 1_000_000  # more than a pipe holds
+
+    loader.PanopticMapper = Mapper
+    loader.load_dataset_dicts = lambda name: [{"width": 2, "height": 1, "annotations": []}] * 50
+    cfg = get_cfg()
+    add_spatialflow_config(cfg)
+    cfg.DATASETS.TRAIN = ("some",)
+    cfg.DATALOADER.NUM_WORKERS = cfg.SOLVER.IMS_PER_BATCH = 2
+    loaders = [loader.build_train_loader(cfg), loader.build_test_loader(cfg, "some")]
+    loaded = list(map(iter, loaders))
+    if sys.argv[1] == "results not taken":
+        list(map(next, loaded))
+    time.sleep(1)
+    os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
@@ -43,14 +73,25 @@ def test_errors_arrive(workers):
         list(in_parallel(double, range(100), workers))
 
 
-def test_workers_end_with_a_process_that_is_killed():
-    command = [sys.executable, "-c", textwrap.dedent(PARENT_THAT_IS_KILLED)]
+@pytest.mark.parametrize(
+    "script, arguments",
+    [
+        (PARENT_THAT_IS_KILLED, []),
+        (PARENT_OF_LOADERS_THAT_IS_KILLED, ["blocked"]),
+        (PARENT_OF_LOADERS_THAT_IS_KILLED, ["results not taken"]),
+    ],
+)
+def test_workers_end_with_a_process_that_is_killed(script, arguments):
+    command = [sys.executable, "-c", textwrap.dedent(script), *arguments]
     parent = subprocess.Popen(command, start_new_session=True)
     assert parent.wait(60) == -9
     deadline = time.monotonic() + 30
     while has_processes(parent.pid) and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert not has_processes(parent.pid)
+    survived = has_processes(parent.pid)
+    if survived:
+        os.killpg(parent.pid, signal.SIGKILL)
+    assert not survived
 
 
 def has_processes(group):
