@@ -30,6 +30,17 @@ _REQUIRED_FIELDS = {
 }
 
 
+class DatasetDict(dict):
+    """A dataset dict whose KeyError says who can do without the key."""
+
+    def __missing__(self, key: str) -> None:
+        raise KeyError(
+            f"The dict of {self.get('file_name')} has no {key!r}: its dataset is a panoptic JSON "
+            "with PNGs and has no other files. Detectron2's evaluators of instances and semantic "
+            "labels need some; use spatialflow.evaluation.build_evaluator."
+        )
+
+
 def read_panoptic_json(path: str) -> dict[str, Any]:
     """A COCO panoptic JSON, checked to be one and to have the fields that it needs.
 
@@ -151,14 +162,14 @@ def load_coco_panoptic(
     for annotation in annotations:
         image = images[annotation["image_id"]]
         dicts.append(
-            {
-                "file_name": os.path.join(image_root, image_file(image)),
-                "image_id": image["id"],
-                "height": image["height"],
-                "width": image["width"],
-                "pan_seg_file_name": os.path.join(panoptic_root, annotation["file_name"]),
-                "segments_info": _segments(annotation, classes, panoptic_json),
-            }
+            DatasetDict(
+                file_name=os.path.join(image_root, image_file(image)),
+                image_id=image["id"],
+                height=image["height"],
+                width=image["width"],
+                pan_seg_file_name=os.path.join(panoptic_root, annotation["file_name"]),
+                segments_info=_segments(annotation, classes, panoptic_json),
+            )
         )
     return dicts
 

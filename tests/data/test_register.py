@@ -1,7 +1,9 @@
 import json
+import pickle
 
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.evaluation import COCOPanopticEvaluator, SemSegEvaluator
 from panoptic_folder import CATEGORIES, ROAD, write_cityscapes
 
 from spatialflow.data import (
@@ -29,6 +31,22 @@ def test_a_registered_dataset_is_known_to_detectron2(folder):
     assert paths == folder.paths
     assert DatasetCatalog.get("own_val") == load_dataset_dicts("own_val")
     assert len(load_dataset_dicts("own_val")) == 2
+
+
+def test_detectron2s_own_evaluators_name_the_one_to_use(folder):
+    register_coco_panoptic("own_val", *folder.paths)
+    with pytest.raises(KeyError, match="000.png has no 'sem_seg_file_name'.*build_evaluator"):
+        SemSegEvaluator("own_val")
+    evaluator = COCOPanopticEvaluator("own_val")  # needs no more than the registration has
+    evaluator.reset()
+
+
+def test_dicts_stay_dicts_in_workers_and_detectron2s_tools(folder):
+    register_coco_panoptic("own_val", *folder.paths)
+    dicts = load_dataset_dicts("own_val")
+    copied = pickle.loads(pickle.dumps(dicts))
+    assert copied == dicts == json.loads(json.dumps(dicts))
+    assert dicts[0].get("annotations") is None and "annotations" not in dicts[0]
 
 
 def test_relative_paths_are_below_the_datasets_folder(folder, monkeypatch):
