@@ -17,9 +17,9 @@ import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
-from detectron2.data.detection_utils import read_image
 from torch import Tensor
 
+from spatialflow.data.mapper import read_image
 from spatialflow.inference.predictor import Predictor
 from spatialflow.modeling import SpatialFlow
 
