@@ -6,7 +6,7 @@ Legend: N images, C channels, P_i the FPN level i, H x W the size of the padded 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from typing import NamedTuple
 
@@ -21,6 +21,9 @@ from torch.utils._pytree import tree_map
 from spatialflow.modeling.detection import DensePredictions
 from spatialflow.modeling.spatialflow import PYRAMID, SpatialFlow
 from spatialflow.modeling.subnets import Stage, SubnetFeatures, Subnetworks
+
+RECOMPILE_LIMITS = ("recompile_limit", "accumulated_recompile_limit")
+OLD_RECOMPILE_LIMITS = ("cache_size_limit", "accumulated_cache_size_limit")  # before torch 2.6
 
 
 def optimize(
@@ -133,7 +136,7 @@ class OptimizedSpatialFlow(SpatialFlow):
         """All dense outputs."""
         tensor = images.tensor.contiguous(memory_format=self.memory_format)
         function = self._function_for(tensor.shape)
-        with self._autocast():
+        with self._autocast(), self._compiling():
             outputs = function(tensor)
         if function is self._compiled and self.cuda_graphs:
             # The next image is written to the same memory.
@@ -186,6 +189,14 @@ class OptimizedSpatialFlow(SpatialFlow):
         if len(self.compiled_shapes) < self.max_shapes:
             self.compiled_shapes.add(shape)
         return self._compiled if shape in self.compiled_shapes else self.dense
+
+    def _compiling(self) -> AbstractContextManager:
+        """Lets torch compile one function for all shapes; its own limit is 8."""
+        if self._compiled is None:
+            return nullcontext()
+        config = torch._dynamo.config
+        limits = RECOMPILE_LIMITS if hasattr(config, "recompile_limit") else OLD_RECOMPILE_LIMITS
+        return config.patch({k: max(self.max_shapes, getattr(config, k)) for k in limits})
 
     def _autocast(self) -> AbstractContextManager:
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 
 import fvcore.nn.weight_init as weight_init
+import torch
 import torch.nn.functional as F
 from detectron2.layers import CNNBlockBase, Conv2d
 from detectron2.modeling.backbone.resnet import BottleneckBlock
@@ -51,18 +52,19 @@ class DeformConv(Conv2d):
         return self._convolve(x, offsets, None)
 
     def _convolve(self, x: Tensor, shifts: Tensor, modulation: Tensor | None) -> Tensor:
-        x = deform_conv2d(
-            x,
+        # In single precision, as torchvision's autocast rule for CUDA has it: on a CPU the operator
+        # has no rule and no kernel for half precision.
+        tensors = (x, shifts, self.weight, self.bias, modulation)
+        wide = torch.promote_types(x.dtype, torch.float32)
+        sides = (self.stride, self.padding, self.dilation)
+        with torch.autocast(x.device.type, enabled=False):
+            image, shifts, weight, bias, modulation = (
+                t if t is None else t.to(wide) for t in tensors
+            )
             # torchvision reads memory that is not its own at an offset that is not a number. What
             # made such an offset shows in the loss; the point itself goes outside the image.
-            shifts.nan_to_num(nan=math.inf, posinf=math.inf, neginf=-math.inf),
-            self.weight,
-            self.bias,
-            self.stride,
-            self.padding,
-            self.dilation,
-            modulation,
-        )
+            shifts = shifts.nan_to_num(nan=math.inf, posinf=math.inf, neginf=-math.inf)
+            x = deform_conv2d(image, shifts, weight, bias, *sides, modulation).to(x.dtype)
         if self.norm is not None:
             x = self.norm(x)
         return x if self.activation is None else self.activation(x)

@@ -6,10 +6,12 @@ import pytest
 import torch
 from builders import CHANNELS, make_input, tiny_model, tiny_subnets
 from detectron2.layers import Conv2d, FrozenBatchNorm2d
+from detectron2.modeling.backbone.resnet import BottleneckBlock
 from torch import nn
 
 from spatialflow import optimize
 from spatialflow.inference.optimized import FusedSubnetworks, can_fuse_flows, fold_batch_norms
+from spatialflow.modeling.deform_conv import DeformBottleneckBlock
 from spatialflow.modeling.panoptic import MergeSettings
 from spatialflow.modeling.subnets import TASKS
 
@@ -157,7 +159,38 @@ def test_half_precision_runs_the_convolutions(model):
     assert 0 < error < 0.05 * expected["sem_seg"].std()
 
 
-def test_dense_part_compiles_without_a_graph_break(model):
+HALF = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+
+
+@HALF
+@pytest.mark.parametrize("task", ["cls", "stuff", "thing"])
+@torch.no_grad()
+def test_half_precision_runs_deformable_stages(task, dtype):
+    model = busy_model()
+    model.subnets = tiny_subnets(FROM_REG, std=0.08, deform_on=(task,))
+    (found, _), (expected, _) = optimize(model, dtype=dtype)(inputs()), model(inputs())
+    error = (found["sem_seg"] - expected["sem_seg"]).std()
+    assert 0 < error < 0.05 * expected["sem_seg"].std()
+
+
+@HALF
+@pytest.mark.parametrize("modulated", [True, False])
+@torch.no_grad()
+def test_half_precision_runs_deformable_blocks(modulated, dtype):
+    plain = BottleneckBlock(8, 8, bottleneck_channels=8, norm="BN")
+    block = DeformBottleneckBlock(plain, modulated=modulated).eval()
+    nn.init.normal_(block.conv2_offset.weight, std=0.1)
+    x = torch.randn(1, 8, 9, 12)
+    expected = block(x)
+    with torch.autocast("cpu", dtype):
+        found = block(x)
+    assert (found - expected).std() < 0.05 * expected.std()
+
+
+@pytest.mark.parametrize("deform_on", [(), ("cls", "stuff", "thing")])
+def test_dense_part_compiles_without_a_graph_break(deform_on):
+    model = busy_model()
+    model.subnets = tiny_subnets(FROM_REG, std=0.08, deform_on=deform_on)
     fast = optimize(model)
     images = fast.preprocess_image(inputs()).tensor
     compiled = torch.compile(fast.dense, backend="eager", fullgraph=True, dynamic=False)
@@ -182,6 +215,30 @@ def test_no_more_shapes_are_compiled_than_allowed(model, monkeypatch):
     for size in ((64, 96), (64, 64), (96, 96), (64, 96)):
         assert_same_results(fast(inputs(1, size=size)), model(inputs(1, size=size)))
     assert compiled == [(1, 3, 64, 96), (1, 3, 64, 64), (1, 3, 64, 96)]
+
+
+def test_as_many_shapes_are_compiled_as_are_allowed(model, monkeypatch):
+    compile_for_real, shapes = torch.compile, []
+
+    def backend(graph, example_inputs):
+        shapes.append(example_inputs)
+        return graph.forward
+
+    def compile_eagerly(function, *, mode, **kwargs):
+        return compile_for_real(function, backend=backend, **kwargs)
+
+    monkeypatch.setattr(torch, "compile", compile_eagerly)
+    torch.compiler.reset()
+    sizes = list(itertools.product((32, 64, 96), (32, 64, 96, 128)))
+    fast = optimize(model, compile=True, max_shapes=len(sizes))
+    for size in sizes:
+        assert_same_stuff(fast(inputs(1, size=size)), model(inputs(1, size=size)))
+    assert len(shapes) == len(fast.compiled_shapes) == len(sizes) == 12
+
+
+def assert_same_stuff(found, expected):
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a["sem_seg"], b["sem_seg"], atol=1e-4, rtol=1e-4)
 
 
 def test_training_is_refused(model):
