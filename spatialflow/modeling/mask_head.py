@@ -18,6 +18,7 @@ from detectron2.modeling.roi_heads.mask_head import MaskRCNNConvUpsampleHead
 from detectron2.structures import Boxes, Instances, pairwise_iou
 from torch import Tensor, nn
 
+from .class_layers import COCO_THINGS, scale_msra_fill
 from .loss_normalizer import mean_over_processes
 
 REGIONS_AT_A_TIME_ON_CPU = 32
@@ -70,6 +71,7 @@ class ThingHead(nn.Module):
         )
         # As in the authors' code; Detectron2's N(0, 0.001) hardly lets a gradient through at first.
         weight_init.c2_msra_fill(mask_head.predictor)
+        scale_msra_fill(mask_head.predictor, COCO_THINGS)
         return {
             "mask_pooler": pooler,
             "mask_head": mask_head,

@@ -13,6 +13,7 @@ from detectron2.modeling.meta_arch.semantic_seg import SemSegFPNHead
 from detectron2.modeling.postprocessing import sem_seg_postprocess
 from torch import Tensor, nn
 
+from .class_layers import COCO_STUFF_LABELS, scale_msra_fill
 from .loss_normalizer import mean_over_processes
 
 
@@ -38,7 +39,9 @@ class StuffHead(SemSegFPNHead):
         resize: str = "bilinear",
         **kwargs,
     ):
-        super().__init__(input_shape, **kwargs)
+        # By keyword: Detectron2 takes a mapping of OmegaConf in the first place for a config.
+        super().__init__(input_shape=input_shape, **kwargs)
+        scale_msra_fill(self.predictor, COCO_STUFF_LABELS)
         if resize not in ("bilinear", "nearest"):
             raise ValueError(
                 f"MODEL.SPATIALFLOW.STUFF_RESIZE is {resize!r}; give 'bilinear' or 'nearest'."

@@ -41,3 +41,17 @@ def test_training_class_layers_alone_leaves_batch_statistics_too():
     model.train().backbone(torch.randn(2, 3, 64, 64))
     after = dict(model.named_buffers())
     assert all(torch.equal(after[name], value) for name, value in before.items())
+
+
+@pytest.mark.parametrize("counts", [(1, 2), (4, 5), (80, 54)])
+def test_scale_of_the_start_does_not_depend_on_the_class_counts(counts):
+    """As for COCO's 80 things and 54 stuff labels: logits of the same spread for any data."""
+    model = build(*counts)
+    for conv, classes in (
+        (model.thing_head.mask_head.predictor, 80),
+        (model.stuff_head.predictor, 54),
+    ):
+        assert conv.weight.std().item() == pytest.approx(
+            (2 / classes) ** 0.5, rel=0.3
+        )  # of 64 weights at least
+        assert not conv.bias.any()
