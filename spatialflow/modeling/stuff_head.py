@@ -39,7 +39,7 @@ class StuffHead(SemSegFPNHead):
         resize: str = "bilinear",
         **kwargs,
     ):
-        # By keyword: Detectron2 takes a mapping of OmegaConf in the first place for a config.
+        # By keyword: Detectron2 takes an OmegaConf mapping that comes first for a config.
         super().__init__(input_shape=input_shape, **kwargs)
         scale_msra_fill(self.predictor, COCO_STUFF_LABELS)
         if resize not in ("bilinear", "nearest"):
