@@ -10,6 +10,8 @@ from __future__ import annotations
 import pickle
 import re
 from collections import OrderedDict
+from collections.abc import Callable
+from types import MethodType
 from typing import Any
 
 import numpy as np
@@ -92,7 +94,8 @@ class _ArrayUnpickler(pickle.Unpickler):
         }
         if (module, name) not in admitted:
             raise _Refused(f"{module}.{name}")
-        return admitted[module, name]
+        found = admitted[module, name]
+        return _Call(found) if isinstance(found, MethodType) else found
 
     def _dtype(self, code: str, *_: Any) -> _NumericType:
         return _NumericType(code)
@@ -110,6 +113,21 @@ class _ArrayUnpickler(pickle.Unpickler):
     def _encode(self, data: bytes | str, *_: Any) -> bytes:
         # Python 3 writes bytes into old pickle protocols as text to be encoded in latin1.
         return data.encode("latin1") if isinstance(data, str) else bytes(data)
+
+
+class _Call:
+    """A function for a pickle to call: its own copy, and one that takes no attributes."""
+
+    __slots__ = ("_function",)
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = function
+
+    def __call__(self, *args: Any) -> Any:
+        return self._function(*args)
+
+    def __setstate__(self, state: Any) -> None:
+        raise _Refused("attributes of a function")
 
 
 class _NumericType:

@@ -98,6 +98,19 @@ def test_other_globals_are_refused(tmp_path, script):
         load_tensors(str(tmp_path / "w.pkl"))
 
 
+@pytest.mark.parametrize(
+    "name", [b"numpy\ndtype", b"numpy.core.multiarray\n_reconstruct", b"_codecs\nencode"]
+)
+@pytest.mark.parametrize("state", [b"(dS'kept'\nI1\ns", b"(N(dS'__doc__'\nS'x'\nst"])
+def test_attributes_cannot_be_given_to_what_builds_the_arrays(tmp_path, name, state):
+    script = b"c" + name + b"\n" + state + b"b."
+    (tmp_path / "w.pkl").write_bytes(script)
+    with pytest.raises(ValueError, match="asks for attributes of a function"):
+        load_tensors(str(tmp_path / "w.pkl"))
+    read = dump(tmp_path / "again.pkl", {"w": np.arange(2)})
+    assert load_tensors(read)["w"].tolist() == [0, 1]
+
+
 def test_arrays_of_objects_are_refused(tmp_path):
     # numpy would take the bytes of a buffer for pointers to objects.
     for content in (np.array([None, 1], dtype=object), np.zeros(1, dtype="i4,f4")):
