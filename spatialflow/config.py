@@ -9,8 +9,10 @@ The keys add to Detectron2's own. Where Detectron2 has a key for something, that
 from __future__ import annotations
 
 import difflib
+import functools
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from detectron2.config import CfgNode as CN
 from detectron2.config import get_cfg
@@ -18,10 +20,15 @@ from yaml import YAMLError
 
 CLASS_COUNT_UNSET = 0
 """Value of a class count that is to be taken from the dataset."""
+SPATIALFLOW_CLASS_COUNTS = ("MODEL.RETINANET.NUM_CLASSES", "MODEL.SEM_SEG_HEAD.NUM_CLASSES")
+"""The class counts that SpatialFlow reads: things, and stuff with 'other'."""
 
 
 def add_spatialflow_config(cfg: CN) -> None:
     """Add SpatialFlow's keys, with the paper's values as defaults, to a Detectron2 config.
+
+    Detectron2's own keys keep their defaults, so that its models can be built from the config too;
+    SpatialFlow's values of them are in ``configs/Base-SpatialFlow.yaml``.
 
     Args:
         cfg: what ``detectron2.config.get_cfg()`` returns; changed in place.
@@ -103,11 +110,6 @@ def add_spatialflow_config(cfg: CN) -> None:
     # with another IMS_PER_BATCH until the schedule and this key are set to match.
     cfg.SOLVER.REFERENCE_IMS_PER_BATCH = cfg.SOLVER.IMS_PER_BATCH
 
-    # Class counts come from the dataset unless a config sets them.
-    cfg.MODEL.RETINANET.NUM_CLASSES = CLASS_COUNT_UNSET  # things
-    cfg.MODEL.ROI_HEADS.NUM_CLASSES = CLASS_COUNT_UNSET  # things, of Detectron2's Panoptic FPN
-    cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = CLASS_COUNT_UNSET  # stuff, 'other' included
-
 
 def load_config(config_file: str, opts: Sequence[str] = ()) -> CN:
     """Read a config file and overrides, with messages that say what to change.
@@ -141,6 +143,26 @@ def load_config(config_file: str, opts: Sequence[str] = ()) -> CN:
         raise ValueError(f"Overrides come as KEY VALUE pairs; {opts[-1]!r} stands alone.")
     _merge(cfg, lambda: cfg.merge_from_list(list(opts)), "Command line")
     return cfg
+
+
+def class_count_is_unset(cfg: CN, key: str) -> bool:
+    """Whether a class count is to be taken from the dataset.
+
+    In SpatialFlow's configs it is 0 then. Detectron2's models have no such value: what they have if
+    a config says nothing, Detectron2's default, stands for it.
+
+    Args:
+        cfg: a config.
+        key: ``MODEL.<part>.NUM_CLASSES``.
+    """
+    if cfg.MODEL.META_ARCHITECTURE == "SpatialFlow" and key in SPATIALFLOW_CLASS_COUNTS:
+        return read_key(cfg, key) == CLASS_COUNT_UNSET
+    return read_key(cfg, key) in (CLASS_COUNT_UNSET, read_key(get_cfg(), key))
+
+
+def read_key(cfg: CN, key: str) -> Any:
+    """The value of a key with dots in its name."""
+    return functools.reduce(getattr, key.split("."), cfg)
 
 
 def takes_original_images(cfg: CN) -> bool:

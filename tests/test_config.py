@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from detectron2.config import get_cfg
 
-from spatialflow.config import add_spatialflow_config, config_dir, load_config
+from spatialflow.config import add_spatialflow_config, class_count_is_unset, config_dir, load_config
 
 BASE = str(config_dir() / "Base-SpatialFlow.yaml")
 
@@ -68,6 +68,28 @@ def test_keys_are_added_to_detectron2s_and_to_no_other_config():
     fresh = get_cfg()
     add_spatialflow_config(fresh)
     assert "cls_reg" not in fresh.MODEL.SPATIALFLOW.FLOWS
+
+
+def test_detectron2s_own_keys_keep_their_defaults():
+    cfg, plain = get_cfg(), get_cfg()
+    add_spatialflow_config(cfg)
+    assert {key: cfg.MODEL[key] for key in plain.MODEL} == plain.MODEL
+
+
+def test_class_counts_are_unset_where_a_config_says_nothing():
+    things, stuff, boxes = (
+        f"MODEL.{part}.NUM_CLASSES" for part in ("RETINANET", "SEM_SEG_HEAD", "ROI_HEADS")
+    )
+    own = load_config(BASE)
+    assert all(class_count_is_unset(own, key) for key in (things, stuff, boxes))
+    # COCO's counts may be meant, whatever Detectron2's defaults are.
+    assert not class_count_is_unset(load_config(BASE, [things, 80]), things)
+    for count in (3, 54):
+        assert not class_count_is_unset(load_config(BASE, [stuff, count]), stuff)
+    detectron2s = load_config(str(config_dir() / "toy" / "panoptic_fpn_toy.yaml"))
+    assert all(class_count_is_unset(detectron2s, key) for key in (things, stuff, boxes))
+    detectron2s.merge_from_list([boxes, 4, stuff, 5])
+    assert not any(class_count_is_unset(detectron2s, key) for key in (stuff, boxes))
 
 
 def test_file_base_and_overrides_are_merged_in_this_order(write):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 
-from spatialflow.config import CLASS_COUNT_UNSET
+from spatialflow.config import CLASS_COUNT_UNSET, class_count_is_unset, read_key
 
 from .categories import Categories
 from .coco_panoptic import load_coco_panoptic, load_unannotated, read_categories
@@ -204,7 +203,8 @@ def prepare_datasets(
     """Register the datasets that a config uses and take the class counts from them.
 
     Those that DATASETS.REGISTER and UNANNOTATED describe and the toy scenes are registered. Class
-    counts that are unset are set; the others are compared with every dataset.
+    counts that are unset (``class_count_is_unset``) are set; the others are compared with every
+    dataset.
 
     Args:
         cfg: not frozen; changed in place.
@@ -324,14 +324,13 @@ def _set_or_check_counts(cfg: CfgNode, name: str, categories: Categories) -> Non
         raise ValueError(f"Dataset {name} has no thing class; detection needs at least one.")
     for key, kind in _CLASS_COUNT_KEYS.items():
         count = len(getattr(categories, kind))
-        *nodes, leaf = key.split(".")
-        node = functools.reduce(getattr, nodes, cfg)
-        if node[leaf] not in (CLASS_COUNT_UNSET, count):
+        given = read_key(cfg, key)
+        if given != count and not class_count_is_unset(cfg, key):
             raise ValueError(
-                f"{key} is set to {node[leaf]}, but dataset {name} has {count}. Leave the key out, "
-                "then it is taken from the dataset."
+                f"{key} is set to {given}, but dataset {name} has {count}. Leave the key out or at "
+                f"{CLASS_COUNT_UNSET}, then it is taken from the dataset."
             )
-        node[leaf] = count
+        cfg.merge_from_list([key, count])
     given, needed = cfg.MODEL.SPATIALFLOW.THING_LABELS_IN_STUFF, categories.thing_labels_in_stuff
     if list(given) != needed:
         raise ValueError(

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from spatialflow.checkpoint import SafeCheckpointer
-from spatialflow.config import load_config
+from spatialflow.config import class_count_is_unset, load_config
 from spatialflow.data import dataset_categories, prepare_datasets
 from spatialflow.data.register import plain_name
 from spatialflow.model_zoo import get_config_file
@@ -152,7 +152,8 @@ def _prepare_classes(cfg: CfgNode) -> dict[str, list[str]]:
     name = cfg.DATASETS.TEST[0]
     if name in DatasetCatalog and MetadataCatalog.get(name).get("evaluator_type") == "coco":
         things = list(MetadataCatalog.get(name).thing_classes)
-        cfg.MODEL.ROI_HEADS.NUM_CLASSES = cfg.MODEL.ROI_HEADS.NUM_CLASSES or len(things)
+        if class_count_is_unset(cfg, "MODEL.ROI_HEADS.NUM_CLASSES"):
+            cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(things)
         return {"things": things, "stuff": []}
     prepare_datasets(cfg, ("TEST",), check_files=False)
     categories = dataset_categories(name)

@@ -15,7 +15,7 @@ from detectron2.data import Metadata
 from detectron2.data import transforms as T
 from detectron2.utils.visualizer import Visualizer
 
-from spatialflow.config import load_config
+from spatialflow.config import SPATIALFLOW_CLASS_COUNTS, class_count_is_unset, load_config
 from spatialflow.data import Categories, PanopticMapper, dataset_categories, prepare_datasets
 from spatialflow.engine.setup import check_device
 
@@ -193,4 +193,4 @@ def _find_categories(cfg: CfgNode) -> Categories:
 
 
 def _class_counts_known(cfg: CfgNode) -> bool:
-    return bool(cfg.MODEL.RETINANET.NUM_CLASSES and cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)
+    return not any(class_count_is_unset(cfg, key) for key in SPATIALFLOW_CLASS_COUNTS)

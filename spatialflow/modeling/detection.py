@@ -60,6 +60,7 @@ class Detector(nn.Module):
         box2box_transform: between anchors and boxes.
         prior_prob: foreground probability that the cls head starts with.
         focal_loss_alpha, focal_loss_gamma: of the focal loss.
+        box_reg_loss_type: "smooth_l1" of the deltas, or "giou", "diou" or "ciou" of the boxes.
         smooth_l1_beta: 0 makes it the L1 loss.
         score_thresh: detections below it are dropped.
         topk_candidates: anchors kept for each level before NMS.
@@ -80,6 +81,7 @@ class Detector(nn.Module):
         prior_prob: float = 0.01,
         focal_loss_alpha: float = 0.25,
         focal_loss_gamma: float = 2.0,
+        box_reg_loss_type: str = "smooth_l1",
         smooth_l1_beta: float = 0.0,
         score_thresh: float = 0.05,
         topk_candidates: int = 1000,
@@ -98,6 +100,7 @@ class Detector(nn.Module):
         self.box2box_transform = box2box_transform
         self.focal_loss_alpha = focal_loss_alpha
         self.focal_loss_gamma = focal_loss_gamma
+        self.box_reg_loss_type = box_reg_loss_type
         self.smooth_l1_beta = smooth_l1_beta
         self.score_thresh = score_thresh
         self.topk_candidates = topk_candidates
@@ -120,6 +123,7 @@ class Detector(nn.Module):
             "prior_prob": retinanet.PRIOR_PROB,
             "focal_loss_alpha": retinanet.FOCAL_LOSS_ALPHA,
             "focal_loss_gamma": retinanet.FOCAL_LOSS_GAMMA,
+            "box_reg_loss_type": retinanet.BBOX_REG_LOSS_TYPE,
             "smooth_l1_beta": retinanet.SMOOTH_L1_LOSS_BETA,
             "score_thresh": retinanet.SCORE_THRESH_TEST,
             "topk_candidates": retinanet.TOPK_CANDIDATES_TEST,
@@ -155,6 +159,7 @@ class Detector(nn.Module):
             predictions.deltas,
             targets.boxes,
             positive,
+            box_reg_loss_type=self.box_reg_loss_type,
             smooth_l1_beta=self.smooth_l1_beta,
         )
         return {"loss_cls": loss_cls / normalizer, "loss_box_reg": loss_box_reg / normalizer}

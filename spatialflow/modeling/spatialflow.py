@@ -18,6 +18,7 @@ from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor, nn
 
 from .class_layers import train_only_class_layers
+from .config_check import check_config
 from .detection import DensePredictions, Detector
 from .mask_head import ThingHead
 from .panoptic import MergeSettings, merge_results
@@ -79,7 +80,12 @@ class SpatialFlow(nn.Module):
 
     @classmethod
     def from_config(cls, cfg) -> dict:
-        """The parts from the keys of :mod:`spatialflow.config`."""
+        """The parts from the keys of :mod:`spatialflow.config`.
+
+        Raises:
+            ValueError: see :func:`check_config`.
+        """
+        check_config(cfg)
         backbone = build_backbone(cfg)
         shapes = {name: backbone.output_shape()[name] for name in PYRAMID}
         segmentation_shapes = {name: shapes[name] for name in PYRAMID[:SEGMENTATION_LEVELS]}

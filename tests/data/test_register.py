@@ -2,10 +2,12 @@ import json
 import pickle
 
 import pytest
+from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import COCOPanopticEvaluator, SemSegEvaluator
 from panoptic_folder import CATEGORIES, ROAD, write_cityscapes
 
+from spatialflow.config import add_spatialflow_config
 from spatialflow.data import (
     dataset_categories,
     load_dataset_dicts,
@@ -87,6 +89,22 @@ def test_class_counts_are_taken_from_the_dataset(cfg, folder):
     prepare_datasets(cfg)
     assert (cfg.MODEL.RETINANET.NUM_CLASSES, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES) == (2, 3)
     prepare_datasets(cfg)  # agrees with itself
+
+
+@pytest.mark.parametrize("explicit", [{}, {"MODEL.ROI_HEADS.NUM_CLASSES": 7}])
+def test_class_counts_of_detectron2s_models_are_taken_from_the_dataset(folder, explicit):
+    cfg = get_cfg()
+    add_spatialflow_config(cfg)
+    cfg.MODEL.META_ARCHITECTURE = "PanopticFPN"
+    cfg.DATASETS.TEST = ()
+    cfg.merge_from_list([x for item in explicit.items() for x in item])
+    _use(cfg, folder)
+    if explicit:
+        with pytest.raises(ValueError, match=r"ROI_HEADS\.NUM_CLASSES is set to 7, but .* has 2"):
+            prepare_datasets(cfg)
+    else:
+        prepare_datasets(cfg)
+        assert (cfg.MODEL.ROI_HEADS.NUM_CLASSES, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES) == (2, 3)
 
 
 def test_other_class_counts_in_the_config_are_refused(cfg, folder):

@@ -3,11 +3,11 @@
 from pathlib import Path
 
 import pytest
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from panoptic_folder import CATEGORIES, PanopticFolder, scene
 
-from spatialflow.config import add_spatialflow_config
+from spatialflow.config import config_dir, load_config
 
 
 @pytest.fixture
@@ -30,8 +30,7 @@ def folder(empty_folder: PanopticFolder) -> PanopticFolder:
 @pytest.fixture
 def cfg() -> CfgNode:
     """A config whose images keep the size of :func:`scene`."""
-    cfg = get_cfg()
-    add_spatialflow_config(cfg)
+    cfg = load_config(str(config_dir() / "Base-SpatialFlow.yaml"))
     cfg.INPUT.MIN_SIZE_TRAIN = (20,)
     cfg.INPUT.MIN_SIZE_TEST = 20
     cfg.DATALOADER.NUM_WORKERS = 0

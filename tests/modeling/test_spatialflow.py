@@ -353,6 +353,18 @@ def test_every_switch_of_the_config_trains_and_evaluates(opts):
     assert_contract(result, 64, 96, things, stuff)
 
 
+def test_box_losses_of_detectron2():
+    losses = {}
+    for kind in ("smooth_l1", "giou", "diou", "ciou"):
+        torch.manual_seed(0)
+        model = build("MODEL.RETINANET.BBOX_REG_LOSS_TYPE", kind)
+        batch = [make_input(boxes=BOXES), make_input((50, 60))]
+        losses[kind] = assert_trains(model, batch)["loss_box_reg"].item()
+    assert len(set(losses.values())) == len(losses)
+    with pytest.raises(ValueError, match="huber"):
+        build("MODEL.RETINANET.BBOX_REG_LOSS_TYPE", "huber")([make_input(boxes=BOXES)])
+
+
 def test_config_reaches_the_model():
     combine = "MODEL.PANOPTIC_FPN.COMBINE"
     model = build(
