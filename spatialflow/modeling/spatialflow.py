@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from .class_layers import train_only_class_layers
 from .config_check import check_config
 from .detection import DensePredictions, Detector
+from .ground_truth import crowd_mask, gt_instances, target
 from .mask_head import ThingHead
 from .panoptic import MergeSettings, merge_results
 from .pasted_masks import PastedMasks
@@ -124,8 +125,9 @@ class SpatialFlow(nn.Module):
         Args:
             batched_inputs: one dict an image. ``image``: (3, h, w) in the config's channel order;
                 ``height`` and ``width``: the output size (default: h and w). In training also
-                ``instances`` (``gt_boxes``, ``gt_classes``, ``gt_masks``), ``sem_seg`` (h, w)
-                int64, and ``crowd_mask`` (h, w) bool.
+                ``instances`` (``gt_boxes``, ``gt_classes``, ``gt_masks`` as BitMasks or
+                PolygonMasks), ``sem_seg`` (h, w) int64, and ``crowd_mask`` (h, w) bool if there are
+                crowds.
 
         Returns:
             In training ``loss_cls``, ``loss_box_reg``, ``loss_mask`` and ``loss_sem_seg``, scalars,
@@ -144,20 +146,24 @@ class SpatialFlow(nn.Module):
         return results
 
     def losses(self, batched_inputs: list[dict]) -> dict[str, Tensor]:
-        """The terms of eq. (6), each already weighted."""
+        """The terms of eq. (6), each already weighted.
+
+        Raises:
+            ValueError: an image lacks a target, see :mod:`spatialflow.modeling.ground_truth`.
+        """
         images = self.preprocess_image(batched_inputs)
-        gt_instances = [x["instances"].to(self.device) for x in batched_inputs]
-        crowd_masks = [x["crowd_mask"].to(self.device) for x in batched_inputs]
+        things = [gt_instances(x, self.device, masks=self.predicts_masks) for x in batched_inputs]
+        crowd_masks = [crowd_mask(x, self.device) for x in batched_inputs]
         features = self.extract_features(images)
         predictions = self.detector(features.cls, features.reg)
         anchors = self.detector.anchor_generator(features.cls)
         targets = self.detector.label_anchors(
-            anchors, gt_instances, crowd_masks, [x.shape[-2:] for x in features.cls]
+            anchors, things, crowd_masks, [x.shape[-2:] for x in features.cls]
         )
         losses = self.detector.losses(predictions, anchors, targets)
         if self.thing_head is not None:
             detections = self._detections_in_training(predictions, anchors, images)
-            regions = self.thing_head.sample(detections, gt_instances)
+            regions = self.thing_head.sample(detections, things)
             losses |= self.thing_head.losses(features.thing, regions)
         if self.stuff_head is not None:
             losses |= self.stuff_head.losses(features.stuff, self._stuff_targets(batched_inputs))
@@ -275,7 +281,7 @@ class SpatialFlow(nn.Module):
     def _stuff_targets(self, batched_inputs: list[dict]) -> Tensor:
         """(N, h, w) int64 stuff labels, padded as the images are with the ignored value."""
         return ImageList.from_tensors(
-            [x["sem_seg"].to(self.device) for x in batched_inputs],
+            [target(x, "sem_seg").to(self.device) for x in batched_inputs],
             self.backbone.size_divisibility,
             self.stuff_head.ignore_value,
             self.backbone.padding_constraints,
