@@ -1,9 +1,10 @@
 """Every configuration key of SpatialFlow, and how a config file is read.
 
 The keys add to Detectron2's own. Where Detectron2 has a key for something, that key is used:
-``MODEL.RETINANET.*`` for detection, ``MODEL.ROI_MASK_HEAD.*`` for the masks of things,
-``MODEL.SEM_SEG_HEAD.*`` for stuff (its ``LOSS_WEIGHT`` is the paper's lambda, eq. 6) and
-``MODEL.PANOPTIC_FPN.COMBINE.*`` for the thresholds of the merge.
+``MODEL.RETINANET.*`` for detection (its ``NORM`` follows the convolutions of all sub-networks),
+``MODEL.ROI_MASK_HEAD.*`` for the masks of things, ``MODEL.SEM_SEG_HEAD.*`` for stuff (its
+``LOSS_WEIGHT`` is the paper's lambda, eq. 6) and ``MODEL.PANOPTIC_FPN.COMBINE.*`` for the
+thresholds of the merge.
 """
 
 from __future__ import annotations
@@ -37,14 +38,20 @@ def add_spatialflow_config(cfg: CN) -> None:
 
     # Number of stages (conv + ReLU) of each sub-network, 0 to 4 (Sec. III-B, Tables VII, VIII).
     cfg.MODEL.SPATIALFLOW.NUM_STAGES = CN({"CLS": 4, "REG": 4, "STUFF": 4, "THING": 1})
-    # The information flows, each "source_target" (Sec. III-C, Tables IX, X). The location may
-    # come from cls instead of reg: ["cls_reg", "cls_stuff", "cls_thing", "stuff_thing"] (Fig. 4).
+    # The information flows, each "source_target" (Sec. III-C, Tables IX, X), between any two
+    # sub-networks as long as there is no cycle; "stuff_cls" is a flow, too. The location may come
+    # from cls instead of reg: ["cls_reg", "cls_stuff", "cls_thing", "stuff_thing"] (Fig. 4).
     cfg.MODEL.SPATIALFLOW.FLOWS = ["reg_cls", "reg_stuff", "reg_thing", "stuff_thing"]
+    # What a flow is: a name in FLOW_REGISTRY (modeling/flows.py). "ConvFlow" is the papers'
+    # convolution, "AttentionFlow" cross-attention of linear cost.
+    cfg.MODEL.SPATIALFLOW.FLOW_TYPE = "ConvFlow"
     # Sub-networks with modulated deformable convolutions (eq. 4): any of "cls", "stuff", "thing".
     cfg.MODEL.SPATIALFLOW.DEFORM_ON = []
     # How sub-networks and flows start: "normal", N(0, 0.01), as in RetinaNet, or "msra". With few
     # channels, "normal" leaves almost nothing of a feature after four stages.
     cfg.MODEL.SPATIALFLOW.SUBNET_INIT = "normal"
+    # How flows start: "" as SUBNET_INIT says, or "zero", so that training starts without them.
+    cfg.MODEL.SPATIALFLOW.FLOW_INIT = ""
     # Compute what lies inside the sub-networks again for the gradients instead of keeping it: less
     # memory in training, more time, the same losses.
     cfg.MODEL.SPATIALFLOW.CHECKPOINT_SUBNETS = False

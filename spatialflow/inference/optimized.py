@@ -5,7 +5,7 @@ Legend: N images, C channels, P_i the FPN level i, H x W the size of the padded 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from typing import NamedTuple
@@ -19,8 +19,10 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torch.utils._pytree import tree_map
 
 from spatialflow.modeling.detection import DensePredictions
+from spatialflow.modeling.flows import ConvFlow
 from spatialflow.modeling.spatialflow import PYRAMID, SpatialFlow
-from spatialflow.modeling.subnets import Stage, SubnetFeatures, Subnetworks
+from spatialflow.modeling.subnets import Stage, SubnetFeatures, Subnetworks, run_levels
+from spatialflow.modeling.wiring import DETECTION_TASKS, Edge
 
 RECOMPILE_LIMITS = ("recompile_limit", "accumulated_recompile_limit")
 OLD_RECOMPILE_LIMITS = ("cache_size_limit", "accumulated_cache_size_limit")  # before torch 2.6
@@ -36,9 +38,10 @@ def optimize(
 ) -> OptimizedSpatialFlow:
     """A copy of a model that gives the same results faster, for inference only.
 
-    Always: batch norms are folded into their convolutions, and the flows that read the same reg
-    (or cls) feature are one convolution; both move results by rounding alone. The weights no longer
-    have the names of a checkpoint: load and save the model itself.
+    Always: batch norms are folded into their convolutions, and the convolutions of stages and flows
+    that read the same feature are one; both move results by rounding alone. Flows of another type
+    than :class:`ConvFlow` stay as they are. The weights no longer have the names of a checkpoint:
+    load and save the model itself.
 
     Args:
         model: in evaluation or training mode; it is not changed.
@@ -56,7 +59,7 @@ def optimize(
     """
     parts = deepcopy(model)
     fold_batch_norms(parts)
-    if can_fuse_flows(parts.subnets):
+    if not isinstance(parts.subnets, FusedSubnetworks):
         parts.subnets = FusedSubnetworks(parts.subnets)
     fast = OptimizedSpatialFlow(
         parts, dtype=dtype, channels_last=channels_last, compile=compile, max_shapes=max_shapes
@@ -219,89 +222,106 @@ def fold_batch_norms(module: nn.Module) -> None:
             conv.norm = None
 
 
-def can_fuse_flows(subnets: Subnetworks) -> bool:
-    """Whether there are flows from a sub-network of plain stages."""
-    source = _source(subnets)
-    return source is not None and all(
-        isinstance(stage, Stage) and stage.conv is not None for stage in getattr(subnets, source)
-    )
+class FusedSubnetworks(nn.Module):
+    """Sub-networks in which the convolutions that read the same feature are one, wider one.
 
-
-def _source(subnets: Subnetworks) -> str | None:
-    return next(iter(subnets.location_source.values()), None)
-
-
-class FusedSubnetworks(Subnetworks):
-    """Sub-networks in which all convolutions that read a location feature are one, wider one.
-
-    reg_j is read by stage j + 1 of reg and by the flows to cls, stuff and thing.
+    reg_j is read by stage j + 1 of reg and by the flows to cls, stuff and thing. Flows that are no
+    :class:`ConvFlow`, and deformable stages, read their features themselves.
 
     Args:
-        subnets: gives the parts, which are changed; see :func:`can_fuse_flows`.
+        subnets: gives the parts, which are changed.
     """
 
     def __init__(self, subnets: Subnetworks):
-        nn.Module.__init__(self)
-        self.order = subnets.order
-        self.location_source = subnets.location_source
-        self.checkpoint = False
-        self.source = _source(subnets)
-        for task in self.order:
-            self.add_module(task, getattr(subnets, task))
-        source = getattr(self, self.source)
-        # Of each feature of the source: the convolutions that read it, and to which stage of which
-        # task each belongs; in the order of the tasks, so that P6 and P7 need the first ones only.
-        convs = [[stage.conv] for stage in source] + [[]]
-        self.readers: list[list[tuple[str, int]]] = [[(self.source, j)] for j in range(len(source))]
-        self.readers.append([])
-        self.locations: dict[tuple[str, int], int] = {}
-        for task in self.order[1:]:
-            stages = getattr(self, task)
-            for i, stage in enumerate(stages):
-                j = max(0, len(source) - (len(stages) - 1 - i))
-                if isinstance(stage, Stage) and stage.location_flow is not None:
-                    convs[j].append(stage.location_flow)
-                    self.readers[j].append((task, i))
-                    stage.location_flow = nn.Identity()
-                else:
-                    self.locations[task, i] = j
-        self.wide = nn.ModuleList(_side_by_side(x) if x else nn.Identity() for x in convs)
-        for stage in source:
-            stage.conv = None
+        super().__init__()
+        self.subnets = subnets
+        groups: dict[str, list[Edge]] = {}
+        for edge in _convolution_edges(subnets):
+            groups.setdefault(_feature_name(edge.source, edge.source_stage), []).append(edge)
+        # Those that P6 and P7 have too come first: there the others are cut off.
+        self.readers = {
+            name: sorted(edges, key=lambda edge: edge.target not in DETECTION_TASKS)
+            for name, edges in groups.items()
+            if len(edges) > 1
+        }
+        self.wide = nn.ModuleDict(
+            {
+                name: _side_by_side([self._take_convolution(edge) for edge in edges])
+                for name, edges in self.readers.items()
+            }
+        )
+
+    def forward(self, pyramid: Sequence[Tensor]) -> SubnetFeatures:
+        """See :class:`Subnetworks`."""
+        return run_levels(self.forward_level, pyramid)
 
     def forward_level(self, p: Tensor, segmentation: bool) -> dict[str, Tensor]:
         """See :class:`Subnetworks`."""
-        tasks = [task for task in self.order if segmentation or task in ("cls", "reg")]
-        features, flows = self._run_source(p, tasks)
-        last = {self.source: features[-1]}
-        for task in tasks[1:]:
-            x = p
-            for i, stage in enumerate(getattr(self, task)):
-                # A deformable stage reads the location itself.
-                location = flows.get((task, i))
-                if location is None:
-                    location = features[self.locations[task, i]]
-                x = stage(x, location, last.get("stuff") if task == "thing" else None)
-            last[task] = x
-        return last
+        tasks = self.subnets.tasks_on(segmentation)
+        features = {task: [p] for task in tasks}
+        # What the wide convolutions have made for an edge, in place of the feature that it reads.
+        made = self._read(_feature_name("", 0), p, tasks)
+        for task in tasks:
+            for j, stage in enumerate(getattr(self.subnets, task), start=1):
+                x = made.get(Edge(task, j - 1, task, j), features[task][-1])
+                sources = {
+                    edge.source: made.get(edge, features[edge.source][edge.source_stage])
+                    for edge in self.subnets.edges_into[task, j]
+                    if edge.source in tasks
+                }
+                x = stage(x, sources)
+                features[task].append(x)
+                made |= self._read(_feature_name(task, j), x, tasks)
+        return {task: outputs[-1] for task, outputs in features.items()}
 
-    def _run_source(
-        self, p: Tensor, tasks: Sequence[str]
-    ) -> tuple[list[Tensor], dict[tuple[str, int], Tensor]]:
-        """The features of all stages of the source, and what the flows make of them."""
-        features, flows = [p], {}
-        for conv, readers in zip(self.wide, self.readers, strict=True):
-            readers = [reader for reader in readers if reader[0] in tasks]
-            if not readers:
-                continue
-            width = len(readers) * p.shape[1]
-            wide = F.conv2d(features[-1], conv.weight[:width], conv.bias[:width], padding=1)
-            for reader, part in zip(readers, wide.split(p.shape[1], dim=1), strict=True):
-                if reader[0] == self.source:
-                    features.append(F.relu(part))
-                else:
-                    flows[reader] = part
-        return features, flows
+    def _read(self, name: str, feature: Tensor, tasks: Sequence[str]) -> dict[Edge, Tensor]:
+        """What the wide convolution of a feature makes for each of the edges that read it."""
+        edges = [edge for edge in self.readers.get(name, ()) if edge.target in tasks]
+        if not edges:
+            return {}
+        conv, channels = self.wide[name], feature.shape[1]
+        width = len(edges) * channels
+        parts = F.conv2d(feature, conv.weight[:width], conv.bias[:width], padding=1)
+        return dict(zip(edges, parts.split(channels, dim=1), strict=True))
+
+    def _take_convolution(self, edge: Edge) -> nn.Conv2d:
+        """The convolution of an edge, which from now on is given the result of it."""
+        stage = getattr(self.subnets, edge.target)[edge.target_stage - 1]
+        if edge.source == edge.target:
+            conv = stage.conv
+            norm = getattr(conv, "norm", None)
+            stage.conv = nn.Identity() if norm is None else norm
+            return conv
+        conv = stage.flows[edge.source].conv
+        stage.flows[edge.source] = _Given()
+        return conv
+
+
+class _Given(nn.Module):
+    """In place of a flow whose result is there already."""
+
+    def forward(self, source: Tensor, target: Tensor) -> Tensor:
+        return source
+
+
+def _convolution_edges(subnets: Subnetworks) -> Iterator[Edge]:
+    """The edges that are a 3x3 convolution of a feature alone.
+
+    From a stage to the next one of its own sub-network is an edge here, too, unless a flow is added
+    between.
+    """
+    for (task, j), edges in subnets.edges_into.items():
+        stage = getattr(subnets, task)[j - 1]
+        if type(stage) is not Stage:
+            continue
+        if stage.conv is not None and not edges:
+            yield Edge(task, j - 1, task, j)
+        yield from (edge for edge in edges if type(stage.flows[edge.source]) is ConvFlow)
+
+
+def _feature_name(task: str, stage: int) -> str:
+    """Of the feature of a stage; all sub-networks start from one feature, P_i."""
+    return f"{task}_{stage}" if stage else "p"
 
 
 def _side_by_side(convs: Sequence[nn.Conv2d]) -> nn.Conv2d:

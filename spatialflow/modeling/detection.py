@@ -23,8 +23,8 @@ from fvcore.nn import sigmoid_focal_loss
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from .layers import conv3x3
 from .loss_normalizer import mean_over_processes
-from .subnets import conv3x3
 
 IGNORED = -1
 """Label of an anchor that takes no part in the classification loss."""

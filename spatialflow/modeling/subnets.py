@@ -2,7 +2,8 @@
 
 Legend: N images, C channels, P_i the FPN level i with stride 2^i, H_i x W_i its size.
 A *stage* is phi of the paper: a 3x3 convolution and a ReLU on the sum of the stage before and the
-flows that enter it. A *flow* is psi or zeta: one 3x3 convolution without an activation. Eq. (3):
+flows that enter it. A *flow* is psi or zeta, see :mod:`spatialflow.modeling.flows`; which stages it
+joins, see :func:`spatialflow.modeling.wiring.wire`. With the paper's flows that is eq. (3):
 
     reg_j   = relu(conv(reg_{j-1}))
     cls_j   = relu(conv(cls_{j-1}   + flow(reg_j)))
@@ -15,22 +16,31 @@ the authors' code keep them to eq. 4, and so does this module.)
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
-import fvcore.nn.weight_init as weight_init
 import torch.nn.functional as F
 from detectron2.config import configurable
+from detectron2.layers import get_norm
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from .backbone import norm_for_processes
 from .deform_conv import ModulatedDeformConv
+from .flows import ConvFlow, Flow, find_flow_type
+from .layers import conv3x3, initialize
+from .wiring import DETECTION_TASKS, TASKS, Edge, execution_order, wire
 
-TASKS = ("cls", "reg", "stuff", "thing")
 MAX_STAGES = 4
 SEGMENTATION_LEVELS = 3
 """Things and stuff see P3 to P5 only (Sec. III-A)."""
+
+FlowType = Callable[[int, int], Flow]
+"""Makes a flow of C and the channels of its result."""
+
+logger = logging.getLogger(__name__)
 
 
 class SubnetFeatures(NamedTuple):
@@ -46,92 +56,121 @@ class SubnetFeatures(NamedTuple):
     thing: list[Tensor]
 
 
-def conv3x3(in_channels: int, out_channels: int) -> nn.Conv2d:
-    """A 3x3 convolution, padding 1, initialised as RetinaNet's head: N(0, 0.01), bias 0."""
-    conv = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-    nn.init.normal_(conv.weight, std=0.01)
-    nn.init.zeros_(conv.bias)
-    return conv
-
-
 class Stage(nn.Module):
-    """One stage, eq. (3): ``relu(conv(x + flow(location) + flow(semantics)))``.
+    """One stage, eq. (3): ``relu(norm(conv(x + flow(a) + flow(b))))``, the norm where there is one.
 
     Args:
         channels: C.
-        location: whether a flow from the location sub-network (reg, or cls in Fig. 4) enters.
-        semantics: whether the stuff-thing flow enters.
+        sources: the tasks whose flows enter.
+        flow_type: of the flows.
+        norm: name of a norm of Detectron2 between convolution and ReLU; "": none.
         conv: False makes the stage of a sub-network that has none: the flows are added to P_i
-            and that is all (Table V, third row, does not say how; this is our reading).
+            and that is all.
     """
 
     def __init__(
-        self, channels: int, *, location: bool = False, semantics: bool = False, conv: bool = True
+        self,
+        channels: int,
+        sources: Sequence[str] = (),
+        *,
+        flow_type: FlowType = ConvFlow,
+        norm: str = "",
+        conv: bool = True,
     ):
         super().__init__()
-        self.location_flow = conv3x3(channels, channels) if location else None
-        self.semantic_flow = conv3x3(channels, channels) if semantics else None
-        self.conv = conv3x3(channels, channels) if conv else None
+        self.flows = nn.ModuleDict({source: flow_type(channels, channels) for source in sources})
+        self.conv = conv3x3(channels, channels, norm) if conv else None
 
-    def forward(self, x: Tensor, location: Tensor | None, semantics: Tensor | None) -> Tensor:
-        """Every tensor, and the result, is (N, C, H_i, W_i)."""
-        if self.semantic_flow is not None:
-            x = x + self.semantic_flow(semantics)
-        if self.location_flow is not None:
-            x = x + self.location_flow(location)
+    def forward(self, x: Tensor, sources: Mapping[str, Tensor]) -> Tensor:
+        """The feature of this stage.
+
+        Args:
+            x: (N, C, H_i, W_i), the feature of the stage before.
+            sources: features of the same size, by task. A flow whose source is not among them, as
+                it does not exist on this level, does not enter.
+
+        Returns:
+            (N, C, H_i, W_i).
+        """
+        x = _add_flows(x, self.flows, sources)
         return x if self.conv is None else F.relu(self.conv(x))
+
+    def initialize(self, init: str) -> None:
+        """Set all weights to initial values, see :func:`spatialflow.modeling.layers.initialize`."""
+        for flow in self.flows.values():
+            flow.initialize(init)
+        if self.conv is not None:
+            initialize(self.conv, init)
 
 
 class DeformableStage(nn.Module):
-    """One stage, eq. (4): ``relu(dcn(x + flow(semantics); flow(x + location)))``.
+    """One stage, eq. (4): ``relu(norm(dcn(x + flow(semantics); flow(x + location))))``.
 
-    The location does not enter the input of the convolution: its flow makes the offsets and the
-    modulation, together with ``x`` as it was before the semantics were added. Without a location
-    flow, ``x`` alone makes them.
+    The location, of reg or cls, does not enter the input of the convolution: its flow makes the
+    offsets and the modulation, together with ``x`` as it was before the semantics, of stuff or
+    thing, were added. Without a location flow, ``x`` alone makes them.
 
     Args:
-        channels: C.
-        location: whether the location enters the offsets.
-        semantics: whether the stuff-thing flow enters.
+        channels, sources, flow_type, norm: see :class:`Stage`.
     """
 
-    def __init__(self, channels: int, *, location: bool = False, semantics: bool = False):
+    def __init__(
+        self,
+        channels: int,
+        sources: Sequence[str] = (),
+        *,
+        flow_type: FlowType = ConvFlow,
+        norm: str = "",
+    ):
         super().__init__()
-        self.location = location
-        self.conv = ModulatedDeformConv(channels, channels, 3, padding=1)
-        nn.init.normal_(self.conv.weight, std=0.01)
-        self.location_flow = conv3x3(channels, self.conv.num_offset_channels)
-        self.semantic_flow = conv3x3(channels, channels) if semantics else None
+        self.conv = ModulatedDeformConv(
+            channels, channels, 3, padding=1, norm=get_norm(norm, channels)
+        )
+        initialize(self.conv, "normal")
+        offset_channels = self.conv.num_offset_channels
+        locations = [source for source in sources if source in DETECTION_TASKS]
+        self.conv_offset = None if locations else conv3x3(channels, offset_channels)
+        self.flows = nn.ModuleDict(
+            {
+                source: flow_type(channels, offset_channels if source in locations else channels)
+                for source in sources
+            }
+        )
 
-    def forward(self, x: Tensor, location: Tensor | None, semantics: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, sources: Mapping[str, Tensor]) -> Tensor:
         """As :meth:`Stage.forward`."""
-        offsets = self.location_flow(x + location if self.location else x)
-        if self.semantic_flow is not None:
-            x = x + self.semantic_flow(semantics)
-        return F.relu(self.conv(x, offsets))
+        semantics = {k: v for k, v in sources.items() if k not in DETECTION_TASKS}
+        offsets = [
+            flow(x + sources[source], x)
+            for source, flow in self.flows.items()
+            if source in DETECTION_TASKS
+        ] or [self.conv_offset(x)]
+        x = _add_flows(x, self.flows, semantics)
+        return F.relu(self.conv(x, sum(offsets[1:], start=offsets[0])))
 
 
 class Subnetworks(nn.Module):
     """The parallel sub-networks between the FPN and the heads, weights shared over the levels.
 
-    Stages are aligned at their end: stage j of n takes the location of stage 4 - n + j, so that
-    thing_1 takes reg_4. The stuff-thing flow enters the last thing stage.
-
     Args:
         channels: C.
         num_stages: the stages of each of ``cls``, ``reg``, ``stuff`` and ``thing``, 0 to 4.
-        flows: names "source_target": ``reg_cls``, ``reg_stuff``, ``reg_thing``, ``cls_reg``,
-            ``cls_stuff``, ``cls_thing``, ``stuff_thing``.
+        flows: names "source_target", see :func:`spatialflow.modeling.wiring.wire`.
+        flow_type: makes each of them.
         deform_on: the tasks whose stages are deformable, eq. (4).
         tasks: the sub-networks that exist, ``cls`` and ``reg`` among them. A flow from or to one
             that does not exist is left out.
+        norm: name of a norm of Detectron2 behind the convolution of each stage; "": none, as in
+            the papers.
         init: how the weights of plain stages and flows start: "normal" as in RetinaNet, N(0, 0.01),
             or "msra", which keeps the scale of the features whatever C is.
+        flow_init: "zero": flows give 0 until training changes them; "": they start as ``init``
+            says.
         checkpoint: in training, keep P_i only and compute the rest again for the gradients.
 
     Raises:
-        ValueError: a task, flow or number of stages that does not exist, or flows whose sources
-            contradict each other.
+        ValueError: a task, norm, initialisation, flow or number of stages that does not exist, or
+            flows in a cycle.
     """
 
     @configurable
@@ -141,41 +180,32 @@ class Subnetworks(nn.Module):
         *,
         num_stages: Mapping[str, int],
         flows: Sequence[str],
+        flow_type: FlowType = ConvFlow,
         deform_on: Sequence[str] = (),
         tasks: Sequence[str] = TASKS,
+        norm: str = "",
         init: str = "normal",
+        flow_init: str = "",
         checkpoint: bool = False,
     ):
         super().__init__()
-        _check_arguments(num_stages, flows, deform_on, tasks)
-        if init not in ("normal", "msra"):
-            raise ValueError(f"The sub-networks start as 'normal' or 'msra', not {init!r}.")
+        _check_arguments(num_stages, deform_on, tasks)
+        _check_norm(norm, channels)
         self.checkpoint = checkpoint
-        ends = [tuple(flow.split("_")) for flow in flows]
-        ends = [(source, target) for source, target in ends if {source, target} <= set(tasks)]
-        self.location_source = {target: source for source, target in ends if source != "stuff"}
-        # A source is computed before its targets.
-        order = (
-            ("cls", "reg", "stuff", "thing")
-            if "cls_reg" in flows
-            else ("reg", "cls", "stuff", "thing")
-        )
-        self.order = [task for task in order if task in tasks]
+        edges = wire({task: num_stages[task] for task in tasks}, flows)
+        self.order = execution_order(tasks, [(edge.source, edge.target) for edge in edges])
+        self.edges_into: dict[tuple[str, int], list[Edge]] = {}
         for task in self.order:
-            self.add_module(
-                task,
-                _build_subnet(
-                    channels,
-                    num_stages[task],
-                    location=task in self.location_source,
-                    semantics=("stuff", task) in ends,
-                    deformable=task in deform_on,
-                ),
-            )
-        if init == "msra":
-            for stage in self.modules():
-                if isinstance(stage, Stage):
-                    stage.apply(_fill_msra)
+            make = DeformableStage if task in deform_on else Stage
+            if num_stages[task] == 0:
+                make = partial(Stage, conv=False)
+            stages = nn.ModuleList()
+            for j in range(1, max(num_stages[task], 1) + 1):
+                self.edges_into[task, j] = [x for x in edges if x[2:] == (task, j)]
+                sources = [edge.source for edge in self.edges_into[task, j]]
+                stages.append(make(channels, sources, flow_type=flow_type, norm=norm))
+            self.add_module(task, stages)
+        self._initialize(init, flow_init)
 
     @classmethod
     def from_config(cls, cfg, channels: int) -> dict:
@@ -186,22 +216,21 @@ class Subnetworks(nn.Module):
             "channels": channels,
             "num_stages": {task: keys.NUM_STAGES[task.upper()] for task in TASKS},
             "flows": keys.FLOWS,
+            "flow_type": find_flow_type(keys.FLOW_TYPE),
             "deform_on": keys.DEFORM_ON,
             "tasks": [task for task, on in branches.items() if on],
+            "norm": norm_for_processes(cfg.MODEL.RETINANET.NORM, cfg.MODEL.DEVICE),
             "init": keys.SUBNET_INIT,
+            "flow_init": keys.FLOW_INIT,
             "checkpoint": keys.CHECKPOINT_SUBNETS,
         }
 
     def forward(self, pyramid: Sequence[Tensor]) -> SubnetFeatures:
         """Run the sub-networks on P3 to P7, each (N, C, H_i, W_i)."""
-        features: dict[str, list[Tensor]] = {task: [] for task in TASKS}
         run = self.forward_level
         if self.checkpoint and self.training:
             run = partial(checkpoint, self.forward_level, use_reentrant=False)
-        for level, p in enumerate(pyramid):
-            for task, feature in run(p, level < SEGMENTATION_LEVELS).items():
-                features[task].append(feature)
-        return SubnetFeatures(**features)
+        return run_levels(run, pyramid)
 
     def forward_level(self, p: Tensor, segmentation: bool) -> dict[str, Tensor]:
         """The last feature of every task on one level.
@@ -210,46 +239,64 @@ class Subnetworks(nn.Module):
             p: P_i, (N, C, H_i, W_i).
             segmentation: whether the level feeds things and stuff.
         """
-        stages: dict[str, list[Tensor]] = {}
-        for task in self.order:
-            if segmentation or task in ("cls", "reg"):
-                stages[task] = self._run(task, p, stages)
-        return {task: outputs[-1] for task, outputs in stages.items()}
+        features: dict[str, list[Tensor]] = {}
+        for task in self.tasks_on(segmentation):
+            features[task] = [p]
+            for j, stage in enumerate(getattr(self, task), start=1):
+                sources = {
+                    edge.source: features[edge.source][edge.source_stage]
+                    for edge in self.edges_into[task, j]
+                    if edge.source in features
+                }
+                features[task].append(stage(features[task][-1], sources))
+        return {task: outputs[-1] for task, outputs in features.items()}
 
-    def _run(self, task: str, p: Tensor, stages: Mapping[str, list[Tensor]]) -> list[Tensor]:
-        """The outputs of all stages of ``task``, stage 0, which is P_i, first."""
-        subnet = getattr(self, task)
-        source = stages.get(self.location_source.get(task))
-        semantics = stages["stuff"][-1] if task == "thing" and "stuff" in stages else None
-        outputs = [p]
-        for stages_left, stage in zip(reversed(range(len(subnet))), subnet, strict=True):
-            location = source and source[max(0, len(source) - 1 - stages_left)]
-            outputs.append(stage(outputs[-1], location, semantics))
-        return outputs
+    def tasks_on(self, segmentation: bool) -> list[str]:
+        """The tasks in the order in which they run on a level, see :meth:`forward_level`."""
+        return [task for task in self.order if segmentation or task in DETECTION_TASKS]
+
+    def _initialize(self, init: str, flow_init: str) -> None:
+        if init not in ("normal", "msra"):
+            raise ValueError(f"The sub-networks start as 'normal' or 'msra', not {init!r}.")
+        if flow_init not in ("", "zero"):
+            raise ValueError(f"The flows start as '' or 'zero', not {flow_init!r}.")
+        for module in self.modules():
+            if init == "msra" and isinstance(module, Stage):
+                module.initialize(init)
+        for module in self.modules():
+            if flow_init and isinstance(module, Flow):
+                module.initialize(flow_init)
 
 
-def _fill_msra(module: nn.Module) -> None:
-    if isinstance(module, nn.Conv2d):
-        weight_init.c2_msra_fill(module)
+def run_levels(
+    run: Callable[[Tensor, bool], Mapping[str, Tensor]], pyramid: Sequence[Tensor]
+) -> SubnetFeatures:
+    """Sub-networks on all levels.
+
+    Args:
+        run: gives the last feature of every task, as :meth:`Subnetworks.forward_level`.
+        pyramid: P3 to P7, each (N, C, H_i, W_i).
+    """
+    features: dict[str, list[Tensor]] = {task: [] for task in TASKS}
+    for level, p in enumerate(pyramid):
+        for task, feature in run(p, level < SEGMENTATION_LEVELS).items():
+            features[task].append(feature)
+    return SubnetFeatures(**features)
 
 
-def _build_subnet(
-    channels: int, num_stages: int, *, location: bool, semantics: bool, deformable: bool
-) -> nn.ModuleList:
-    if num_stages == 0:
-        return nn.ModuleList([Stage(channels, location=location, semantics=semantics, conv=False)])
-    stage = DeformableStage if deformable else Stage
-    return nn.ModuleList(
-        stage(channels, location=location, semantics=semantics and j == num_stages)
-        for j in range(1, num_stages + 1)
-    )
+def _add_flows(x: Tensor, flows: nn.ModuleDict, sources: Mapping[str, Tensor]) -> Tensor:
+    """``x`` and what the flows of these sources give, the last of TASKS first, as in eq. (3)."""
+    if not sources:
+        return x
+    total = x
+    for source, flow in reversed(list(flows.items())):
+        if source in sources:
+            total = total + flow(sources[source], x)
+    return total
 
 
 def _check_arguments(
-    num_stages: Mapping[str, int],
-    flows: Sequence[str],
-    deform_on: Sequence[str],
-    tasks: Sequence[str],
+    num_stages: Mapping[str, int], deform_on: Sequence[str], tasks: Sequence[str]
 ) -> None:
     if unknown := sorted(set(tasks) - set(TASKS)):
         raise ValueError(f"There is no task {unknown[0]!r}; choose among {', '.join(TASKS)}.")
@@ -258,13 +305,21 @@ def _check_arguments(
     for task in TASKS:
         if not 0 <= num_stages[task] <= MAX_STAGES:
             raise ValueError(f"{task} has {num_stages[task]} stages; give 0 to {MAX_STAGES}.")
-    locations = [f"{source}_{t}" for source in ("reg", "cls") for t in TASKS if t != source]
-    known = [*locations, "stuff_thing"]
-    for flow in flows:
-        if flow not in known:
-            raise ValueError(f"There is no flow {flow!r}; choose among {', '.join(known)}.")
-    if len({flow.split("_")[0] for flow in flows} - {"stuff"}) > 1:
-        raise ValueError(f"The location comes from reg or from cls, not from both: {list(flows)}.")
     for task in deform_on:
         if task not in ("cls", "stuff", "thing"):
             raise ValueError(f"{task!r} cannot be deformable; choose among cls, stuff, thing.")
+
+
+def _check_norm(norm: str, channels: int) -> None:
+    try:
+        built = get_norm(norm, channels)
+    except (KeyError, ValueError) as e:
+        raise ValueError(
+            f"MODEL.RETINANET.NORM {norm!r} is no norm of Detectron2 for {channels} channels: {e}"
+        ) from e
+    if isinstance(built, (nn.BatchNorm2d, nn.SyncBatchNorm)):
+        logger.warning(
+            "MODEL.RETINANET.NORM %s: P3 to P7 share the statistics of the sub-networks' batch "
+            "norms, which differ between levels; GN has none.",
+            norm,
+        )

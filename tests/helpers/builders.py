@@ -15,6 +15,7 @@ from torch import nn
 
 from spatialflow.modeling import SpatialFlow
 from spatialflow.modeling.detection import Detector
+from spatialflow.modeling.flows import ConvFlow
 from spatialflow.modeling.mask_head import ThingHead
 from spatialflow.modeling.stuff_head import StuffHead
 from spatialflow.modeling.subnets import Subnetworks
@@ -107,12 +108,12 @@ def tiny_stuff_head(channels=CHANNELS, loss_weight=0.25, **kwargs) -> StuffHead:
     )
 
 
-def tiny_model(things=True, stuff=True, flows=FLOWS, **kwargs) -> SpatialFlow:
+def tiny_model(things=True, stuff=True, flows=FLOWS, flow_type=ConvFlow, **kwargs) -> SpatialFlow:
     """A whole SpatialFlow, built in plain Python. ``kwargs``: of :class:`SpatialFlow`."""
     tasks = ["cls", "reg"] + ["stuff"] * stuff + ["thing"] * things
     return SpatialFlow(
         backbone=TinyBackbone(),
-        subnets=tiny_subnets(flows, std=0.08, tasks=tasks),
+        subnets=tiny_subnets(flows, std=0.08, tasks=tasks, flow_type=flow_type),
         detector=tiny_detector(),
         thing_head=tiny_thing_head() if things else None,
         stuff_head=tiny_stuff_head() if stuff else None,

@@ -7,10 +7,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from builders import FLOWS, STAGES, tiny_subnets
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torchvision.ops import deform_conv2d
 
 from spatialflow.config import config_dir, load_config
-from spatialflow.modeling.subnets import TASKS, Subnetworks
+from spatialflow.modeling.flows import AttentionFlow, ConvFlow, Flow
+from spatialflow.modeling.subnets import Subnetworks
+from spatialflow.modeling.wiring import TASKS
 
 C = 4
 SUBSETS = [s for n in range(5) for s in itertools.combinations(FLOWS, n)]
@@ -25,33 +29,42 @@ def conv(module, x):
     return F.conv2d(x, module.weight, module.bias, padding=1)
 
 
-def equation_3(net, p, flows, stages):
+def flow(stage, source, x):
+    return conv(stage.flows[source].conv, x)
+
+
+def equation_3(net, p, flows, stages, tasks=TASKS):
     """The last features of all tasks: stage j of n takes the source's stage m - n + j of m."""
-    source = "cls" if any(f.startswith("cls") for f in flows) else "reg"
-    outputs = {}
-    for task in (source, *(t for t in ("reg", "cls", "stuff", "thing") if t != source)):
-        x, outputs[task] = p, [p]
+    outputs, ends = {}, [flow.split("_") for flow in flows]
+    while len(outputs) < len(tasks):
+        task = next(
+            t for t in tasks if t not in outputs and {s for s, to in ends if to == t} <= {*outputs}
+        )
         last = max(stages[task], 1)
+        x, outputs[task] = p, [p]
         for j in range(1, last + 1):
             stage = getattr(net, task)[j - 1]
-            if f"{source}_{task}" in flows:
-                taken = stages[source] - last + j
-                x = x + conv(stage.location_flow, outputs[source][max(taken, 0)])
-            if task == "thing" and "stuff_thing" in flows and j == last:
-                x = x + conv(stage.semantic_flow, outputs["stuff"][-1])
+            for source in (s for s, target in ends if target == task):
+                taken = max(stages[source], 1) - last + j
+                if source in ("stuff", "thing") and j < last:
+                    continue
+                x = x + flow(stage, source, outputs[source][max(taken, 0)])
             x = F.relu(conv(stage.conv, x)) if stages[task] else x
             outputs[task].append(x)
     return {task: xs[-1] for task, xs in outputs.items()}
 
 
 def assert_follows_equation_3(flows, stages):
-    net, levels = tiny_subnets(flows, C, std=0.3, stages=stages), pyramid()
+    net = tiny_subnets(flows, C, std=0.3, stages=stages).double()
+    levels = [p.double() for p in pyramid()]
     found = net(levels)
-    assert [len(getattr(found, task)) for task in TASKS] == [5, 5, 3, 3]
+    assert list(map(len, found)) == [5, 5, 3, 3]
     for i, p in enumerate(levels):
-        for task, expected in equation_3(net, p, flows, {**STAGES, **stages}).items():
-            if task in ("cls", "reg") or i < 3:
-                torch.testing.assert_close(getattr(found, task)[i], expected)
+        # What comes from stuff or thing exists where they do.
+        tasks = TASKS if i < 3 else ("reg", "cls")
+        here = [flow for flow in flows if set(flow.split("_")) <= set(tasks)]
+        for task, expected in equation_3(net, p, here, {**STAGES, **stages}, tasks).items():
+            torch.testing.assert_close(getattr(found, task)[i], expected)
 
 
 def test_equation_3_literally():
@@ -61,10 +74,10 @@ def test_equation_3_literally():
         reg = cls = stuff = p
         for j in range(4):
             reg = F.relu(conv(net.reg[j].conv, reg))
-            cls = F.relu(conv(net.cls[j].conv, cls + conv(net.cls[j].location_flow, reg)))
-            stuff = F.relu(conv(net.stuff[j].conv, stuff + conv(net.stuff[j].location_flow, reg)))
+            cls = F.relu(conv(net.cls[j].conv, cls + flow(net.cls[j], "reg", reg)))
+            stuff = F.relu(conv(net.stuff[j].conv, stuff + flow(net.stuff[j], "reg", reg)))
         (stage,) = net.thing
-        flows_in = conv(stage.semantic_flow, stuff) + conv(stage.location_flow, reg)
+        flows_in = flow(stage, "stuff", stuff) + flow(stage, "reg", reg)
         thing = F.relu(conv(stage.conv, p + flows_in))
         for task, expected in (("reg", reg), ("cls", cls), ("stuff", stuff), ("thing", thing)):
             torch.testing.assert_close(getattr(found, task)[i], expected)
@@ -89,6 +102,20 @@ def test_equation_3_with_mixed_flows_and_stages():
         assert_follows_equation_3([f for f in kind if draw.random() < 0.7], stages)
 
 
+@st.composite
+def any_flows(draw):
+    """Flows without a cycle: those between tasks in some order."""
+    order = draw(st.permutations(TASKS))
+    pairs = [f"{a}_{b}" for a, b in itertools.combinations(order, 2)]
+    return draw(st.lists(st.sampled_from(pairs), unique=True))
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(any_flows(), st.fixed_dictionaries({task: st.integers(0, 4) for task in TASKS}))
+def test_equation_3_with_any_flows(flows, stages):
+    assert_follows_equation_3(flows, stages)
+
+
 @pytest.mark.parametrize("n", range(5))
 def test_location_may_come_from_cls(n):
     assert_follows_equation_3(CLS_FLOWS, {"reg": n})
@@ -103,13 +130,13 @@ def test_stages_are_aligned_at_their_end():
         reg.append(F.relu(conv(stage.conv, reg[-1])))
     x = p
     for stage, location in zip(net.stuff, reg[3:], strict=True):
-        x = F.relu(conv(stage.conv, x + conv(stage.location_flow, location)))
+        x = F.relu(conv(stage.conv, x + flow(stage, "reg", location)))
     torch.testing.assert_close(net.forward_level(p, True)["stuff"], x)
 
 
 def test_semantics_enter_the_last_thing_stage_only():
     net = tiny_subnets(["stuff_thing"], C, stages={"thing": 3})
-    assert [stage.semantic_flow is not None for stage in net.thing] == [False, False, True]
+    assert [list(stage.flows) for stage in net.thing] == [[], [], ["stuff"]]
 
 
 def test_sub_network_without_stages_and_flows_is_the_pyramid_itself():
@@ -135,14 +162,14 @@ def test_equation_4_literally():
         reg = cls = stuff = p
         for j in range(4):
             reg = F.relu(conv(net.reg[j].conv, reg))
-            cls = dcn(net.cls[j], cls, conv(net.cls[j].location_flow, cls + reg))
-            stuff = dcn(net.stuff[j], stuff, conv(net.stuff[j].location_flow, stuff + reg))
+            cls = dcn(net.cls[j], cls, flow(net.cls[j], "reg", cls + reg))
+            stuff = dcn(net.stuff[j], stuff, flow(net.stuff[j], "reg", stuff + reg))
         torch.testing.assert_close(found.reg[i], reg)
         torch.testing.assert_close(found.cls[i], cls)
         if i < 3:
             (stage,) = net.thing
-            with_stuff = p + conv(stage.semantic_flow, stuff)
-            thing = dcn(stage, with_stuff, conv(stage.location_flow, p + reg))
+            with_stuff = p + flow(stage, "stuff", stuff)
+            thing = dcn(stage, with_stuff, flow(stage, "reg", p + reg))
             torch.testing.assert_close(found.stuff[i], stuff)
             torch.testing.assert_close(found.thing[i], thing)
 
@@ -154,7 +181,7 @@ def test_one_deformable_sub_network_leaves_the_others_plain():
     for task in ("reg", "cls"):
         torch.testing.assert_close(found[task], expected[task])
     (stage,) = net.thing
-    flows_in = conv(stage.semantic_flow, found["stuff"]) + conv(stage.location_flow, found["reg"])
+    flows_in = flow(stage, "stuff", found["stuff"]) + flow(stage, "reg", found["reg"])
     torch.testing.assert_close(found["thing"], F.relu(conv(stage.conv, p + flows_in)))
 
 
@@ -163,7 +190,7 @@ def test_deformable_sub_network_without_flow_makes_its_own_offsets():
     p = pyramid()[0]
     x = p
     for stage in net.thing:
-        x = dcn(stage, x, conv(stage.location_flow, x))
+        x = dcn(stage, x, conv(stage.conv_offset, x))
     torch.testing.assert_close(net.forward_level(p, True)["thing"], x)
 
 
@@ -212,7 +239,7 @@ def test_switched_off_flows_and_branches_have_no_weights():
 def test_branches_can_be_left_out(tasks, stuff, thing):
     net, levels = tiny_subnets(channels=C, std=0.3, tasks=tasks), pyramid()
     found = net(levels)
-    assert [len(getattr(found, task)) for task in TASKS] == [5, 5, stuff, thing]
+    assert list(map(len, found)) == [5, 5, stuff, thing]
     flows = [flow for flow in FLOWS if set(flow.split("_")) <= set(tasks)]
     full = tiny_subnets(flows, C)
     full.load_state_dict(net.state_dict(), strict=False)
@@ -228,10 +255,10 @@ def test_branches_can_be_left_out(tasks, stuff, thing):
     [
         ({"stages": {"cls": 5}}, "cls has 5 stages; give 0 to 4"),
         ({"stages": {"thing": -1}}, "thing has -1 stages"),
-        ({"flows": ["reg_cls", "stuff_cls"]}, "no flow 'stuff_cls'; choose among reg_cls"),
-        ({"flows": ["reg_reg"]}, "no flow 'reg_reg'"),
-        ({"flows": ["regcls"]}, "no flow 'regcls'"),
-        ({"flows": ["reg_cls", "cls_stuff"]}, "from reg or from cls, not from both"),
+        ({"flows": ["reg_cls", "cls_reg"]}, "form a cycle"),
+        ({"flow_init": "ones"}, "flows start as '' or 'zero', not 'ones'"),
+        ({"norm": "GNN"}, "MODEL.RETINANET.NORM 'GNN' is no norm of Detectron2"),
+        ({"norm": "GN"}, "MODEL.RETINANET.NORM 'GN' is no norm of Detectron2 for 4 channels"),
         ({"deform_on": ["reg"]}, "'reg' cannot be deformable; choose among cls, stuff, thing"),
         ({"init": "xavier"}, "start as 'normal' or 'msra', not 'xavier'"),
         ({"tasks": ["cls", "reg", "things"]}, "no task 'things'; choose among"),
@@ -251,18 +278,92 @@ def test_weights_start_as_asked_for(init, std):
         assert parameter.std().item() == pytest.approx(expected, rel=0.05), name
 
 
+def config(*opts):
+    opts = [f"MODEL.SPATIALFLOW.{x}" if i % 2 == 0 else x for i, x in enumerate(opts)]
+    return load_config(str(config_dir() / "Base-SpatialFlow.yaml"), opts)
+
+
 def test_from_config_reads_every_switch():
     opts = ["NUM_STAGES.STUFF", 2, "FLOWS", ["reg_cls", "reg_thing"], "DEFORM_ON", ["cls"]]
-    opts += ["CHECKPOINT_SUBNETS", True]
-    opts = [f"MODEL.SPATIALFLOW.{x}" if i % 2 == 0 else x for i, x in enumerate(opts)]
-    cfg = load_config(str(config_dir() / "Base-SpatialFlow.yaml"), opts)
+    cfg = config(*opts, "CHECKPOINT_SUBNETS", True, "FLOW_INIT", "zero")
     net = Subnetworks(cfg, 8)
     assert {task: len(getattr(net, task)) for task in TASKS} == {**STAGES, "stuff": 2}
-    assert net.location_source == {"cls": "reg", "thing": "reg"}
-    assert net.cls[0].location_flow.out_channels == 27
+    sources = {task: [list(s.flows) for s in getattr(net, task)] for task in TASKS}
+    assert sources == {
+        "reg": [[]] * 4,
+        "cls": [["reg"]] * 4,
+        "stuff": [[]] * 2,
+        "thing": [["reg"]],
+    }
+    assert net.cls[0].flows["reg"].out_channels == 27
+    assert not net.cls[0].flows["reg"].conv.weight.any()
     assert net.checkpoint
     cfg.MODEL.SPATIALFLOW.THING_ON = False
     assert not hasattr(Subnetworks(cfg, 8), "thing")
+
+
+def test_from_config_reads_the_type_of_the_flows():
+    for name, cls in (("ConvFlow", ConvFlow), ("AttentionFlow", AttentionFlow)):
+        net = Subnetworks(config("FLOW_TYPE", name), 8)
+        flows = [module for module in net.modules() if isinstance(module, Flow)]
+        assert len(flows) == 10 and {type(flow) for flow in flows} == {cls}
+    with pytest.raises(ValueError, match="no flow 'Attention' .* AttentionFlow, ConvFlow, or imp"):
+        Subnetworks(config("FLOW_TYPE", "Attention"), 8)
+
+
+@pytest.mark.parametrize("deform_on", [[], ["cls", "stuff", "thing"]], ids=["plain", "dcn"])
+def test_norm_of_the_config_follows_every_convolution_of_a_stage(deform_on):
+    cfg = config("DEFORM_ON", deform_on)
+    none = Subnetworks(cfg, 32).state_dict()
+    cfg.MODEL.RETINANET.NORM = "GN"
+    net = Subnetworks(cfg, 32)
+    added = {f"{t}.{j}.conv.norm" for t in TASKS for j in range(STAGES[t])}
+    assert net.state_dict().keys() - none.keys() == {
+        f"{norm}.{part}" for norm in added for part in ("weight", "bias")
+    }
+    assert all(type(net.get_submodule(norm)) is torch.nn.GroupNorm for norm in added)
+
+
+@pytest.mark.parametrize("deform_on", [(), ("cls",)], ids=["plain", "dcn"])
+def test_norm_comes_between_convolution_and_relu(deform_on):
+    net = tiny_subnets([], 32, std=0.3, norm="GN", stages={"cls": 1}, deform_on=deform_on)
+    (stage,), p = net.cls, pyramid(32)[0]
+    norm, (weight, bias) = stage.conv.norm, (stage.conv.weight, stage.conv.bias)
+    convolved = F.conv2d(p, weight, bias, padding=1)
+    if deform_on:
+        offsets, mask = conv(stage.conv_offset, p).split([18, 9], dim=1)
+        convolved = deform_conv2d(p, offsets, weight, bias, padding=1, mask=mask.sigmoid())
+    expected = F.relu(F.group_norm(convolved, 32, norm.weight, norm.bias))
+    torch.testing.assert_close(net.forward_level(p, False)["cls"], expected)
+
+
+def test_batch_norm_is_warned_of_and_sync_bn_is_that_of_the_processes(caplog):
+    cfg = config()
+    cfg.MODEL.RETINANET.NORM = "SyncBN"
+    net = Subnetworks(cfg, 8)
+    assert isinstance(net.reg[0].conv.norm, torch.nn.BatchNorm2d)
+    assert "P3 to P7 share the statistics" in caplog.text
+
+
+@pytest.mark.parametrize("flow_type", [ConvFlow, AttentionFlow])
+@pytest.mark.parametrize("deform_on", [(), ("cls", "stuff", "thing")], ids=["plain", "dcn"])
+def test_flows_that_start_at_zero_add_nothing_but_learn(flow_type, deform_on):
+    kwargs = {"num_stages": STAGES, "init": "msra", "flow_type": flow_type, "deform_on": deform_on}
+    net = Subnetworks(8, flows=FLOWS, flow_init="zero", **kwargs)
+    without = Subnetworks(8, flows=[], **kwargs)
+    without.load_state_dict(net.state_dict(), strict=False)
+    for stage in without.modules():
+        if getattr(stage, "conv_offset", None) is not None:
+            torch.nn.init.zeros_(stage.conv_offset.weight)
+    levels = pyramid(8)
+    found, expected = net(levels), without(levels)
+    for a, b in zip(itertools.chain(*found), itertools.chain(*expected), strict=True):
+        torch.testing.assert_close(a, b)
+    sum(feature.square().sum() for feature in itertools.chain(*found)).backward()
+    output = "conv" if flow_type is ConvFlow else "output"
+    for name, parameter in net.named_parameters():
+        if ".flows." in name and name.endswith(f"{output}.weight"):
+            assert parameter.grad.any(), name
 
 
 def test_msra_keeps_the_scale_of_features_that_normal_loses():
@@ -275,12 +376,15 @@ def test_msra_keeps_the_scale_of_features_that_normal_loses():
     assert 0.2 < scale["msra"] < 3
 
 
+@pytest.mark.parametrize("flow_type", [ConvFlow, AttentionFlow])
 @pytest.mark.parametrize("deform_on", [(), ("cls", "stuff", "thing")])
-def test_checkpoint_has_the_same_gradients_and_runs_the_stages_twice(deform_on):
+def test_checkpoint_has_the_same_gradients_and_runs_the_stages_twice(deform_on, flow_type):
     found, calls = [], []
     for checkpoint in (False, True):
         torch.manual_seed(0)
-        net = tiny_subnets(channels=C, deform_on=deform_on, checkpoint=checkpoint)
+        net = tiny_subnets(
+            channels=C, deform_on=deform_on, checkpoint=checkpoint, flow_type=flow_type
+        )
         net.reg[0].register_forward_hook(lambda *_: calls.append(1))
         features = [p.requires_grad_() for p in pyramid()]
         loss = sum((f * f).sum() for task in net(features) for f in task)

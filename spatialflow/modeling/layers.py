@@ -1,0 +1,37 @@
+"""The 3x3 convolution of sub-networks, flows and dense heads, and how its weights start."""
+
+from __future__ import annotations
+
+import fvcore.nn.weight_init as weight_init
+from detectron2.layers import Conv2d, get_norm
+from torch import nn
+
+
+def conv3x3(in_channels: int, out_channels: int, norm: str = "") -> nn.Conv2d:
+    """A 3x3 convolution, padding 1, initialised as RetinaNet's head: N(0, 0.01), bias 0.
+
+    Args:
+        in_channels, out_channels: of the convolution.
+        norm: name of a norm of Detectron2's ``get_norm`` that follows it, in Detectron2's
+            ``Conv2d``; "": none, and PyTorch's ``Conv2d``, which takes less time a call.
+    """
+    if norm:
+        conv = Conv2d(in_channels, out_channels, 3, padding=1, norm=get_norm(norm, out_channels))
+    else:
+        conv = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+    initialize(conv, "normal")
+    return conv
+
+
+def initialize(conv: nn.Conv2d, init: str) -> None:
+    """Set the weights of a convolution to initial values, and its bias to 0.
+
+    Args:
+        conv: changed in place.
+        init: "normal", N(0, 0.01); "msra", which keeps the scale of the features; or "zero".
+    """
+    if init == "msra":
+        weight_init.c2_msra_fill(conv)
+        return
+    nn.init.normal_(conv.weight, std=0.01) if init == "normal" else nn.init.zeros_(conv.weight)
+    nn.init.zeros_(conv.bias)
