@@ -174,6 +174,18 @@ def test_equation_4_literally():
             torch.testing.assert_close(found.thing[i], thing)
 
 
+def test_equation_4_with_other_flows():
+    """Locations of reg and cls add up to the offsets; stuff and thing enter the convolution."""
+    flows = ["reg_cls", "reg_stuff", "cls_stuff", "thing_stuff"]
+    stages = {"stuff": 1, "cls": 1}
+    net = tiny_subnets(flows, C, std=0.3, stages=stages, deform_on=["stuff"])
+    p = pyramid()[0]
+    found, (stage,) = net.forward_level(p, True), net.stuff
+    offsets = sum(flow(stage, task, p + found[task]) for task in ("reg", "cls"))
+    expected = dcn(stage, p + flow(stage, "thing", found["thing"]), offsets)
+    torch.testing.assert_close(found["stuff"], expected)
+
+
 def test_one_deformable_sub_network_leaves_the_others_plain():
     net, (p, *_) = tiny_subnets(channels=C, std=0.3, deform_on=["stuff"]), pyramid()
     found = net.forward_level(p, True)
