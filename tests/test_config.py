@@ -76,6 +76,14 @@ def test_detectron2s_own_keys_keep_their_defaults():
     assert {key: cfg.MODEL[key] for key in plain.MODEL} == plain.MODEL
 
 
+def test_dumped_config_reads_as_it_was(write):
+    cfg = load_config(BASE)
+    again = load_config(write(cfg.dump()))
+    # Tuples within a tuple come back as lists, of which Detectron2's defaults have one.
+    again.MODEL.ROI_BOX_CASCADE_HEAD = cfg.MODEL.ROI_BOX_CASCADE_HEAD
+    assert again == cfg
+
+
 def test_class_counts_are_unset_where_a_config_says_nothing():
     things, stuff, boxes = (
         f"MODEL.{part}.NUM_CLASSES" for part in ("RETINANET", "SEM_SEG_HEAD", "ROI_HEADS")
