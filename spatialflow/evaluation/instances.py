@@ -14,6 +14,7 @@ from detectron2.evaluation import COCOEvaluator
 from detectron2.utils import comm
 from pycocotools import mask as mask_util
 from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
 from .ground_truth import AnnotatedImage, PanopticGroundTruth
 from .scratch import scratch_dataset
@@ -95,6 +96,7 @@ class PanopticInstanceEvaluator(COCOEvaluator):
         super().reset()
         self._images: list[dict] = []
         self._annotations: list[dict] = []
+        self._coco_api = COCO()
 
     def process(self, inputs: Sequence[Mapping], outputs: Sequence[Mapping]) -> None:
         super().process(inputs, outputs)
@@ -107,6 +109,8 @@ class PanopticInstanceEvaluator(COCOEvaluator):
     def evaluate(self, img_ids: Sequence[Hashable] | None = None) -> dict:
         """Merge the ground truth of all processes, then evaluate as Detectron2 does.
 
+        Predictions and ground truth are not kept: evaluate once for each ``reset``.
+
         Returns:
             In the main process the metrics of each task, in percent; NaN without predictions.
         """
@@ -118,7 +122,19 @@ class PanopticInstanceEvaluator(COCOEvaluator):
             self._coco_api.dataset = self._coco_dataset(images, annotations)
             with contextlib.redirect_stdout(io.StringIO()):
                 self._coco_api.createIndex()
-        return super().evaluate(img_ids)
+        try:
+            return super().evaluate(img_ids)
+        finally:
+            self.reset()
+
+    def _derive_coco_results(
+        self, coco_eval: COCOeval | None, iou_type: str, class_names: Sequence[str] | None = None
+    ) -> dict[str, float]:
+        """Metrics of a task; its matches, which take gigabytes on COCO, end before the next task."""
+        results = super()._derive_coco_results(coco_eval, iou_type, class_names)
+        if coco_eval is not None:
+            vars(coco_eval).clear()
+        return results
 
     def _coco_dataset(self, images: list[dict], annotations: list[dict]) -> dict:
         # COCO's evaluation takes annotation id 0 for "no match".

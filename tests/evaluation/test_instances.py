@@ -5,8 +5,10 @@ import math
 
 import numpy as np
 import pytest
+from detectron2.evaluation import coco_evaluation
 from panoptic_scenes import detections, evaluate, evaluate_perfect, inputs_of, segment, two_images
 from pycocotools import mask as mask_util
+from pycocotools.cocoeval import COCOeval
 
 from spatialflow.evaluation import PanopticGroundTruth, PanopticInstanceEvaluator
 from spatialflow.evaluation.instances import coco_annotations
@@ -109,3 +111,28 @@ def test_written_only_when_asked(register, tmp_path, monkeypatch):
     run(name, found, output_dir=str(tmp_path / "out"))
     (written,) = json.loads((tmp_path / "out" / "coco_instances_results.json").read_text())
     assert (written["image_id"], written["category_id"]) == (0, 4)
+
+
+def test_matches_of_a_task_end_before_the_next_one(register, monkeypatch):
+    made = []
+
+    class Recorded(COCOeval):
+        def __init__(self, *args):
+            assert not any(vars(e) for e in made), "the matches of the task before are still there"
+            super().__init__(*args)
+            made.append(self)
+
+    monkeypatch.setattr(coco_evaluation, "COCOeval", Recorded)
+    name = register(two_images())
+    evaluator = PanopticInstanceEvaluator(PanopticGroundTruth(name), BOTH)
+    results = evaluate_perfect(evaluator, name)
+    assert results["bbox"]["AP"] == results["segm"]["AP"] == pytest.approx(100)
+    assert len(made) == 2 and not any(vars(e) for e in made)
+
+
+def test_predictions_are_not_kept_after_the_evaluation(register):
+    name = register(two_images())
+    evaluator = PanopticInstanceEvaluator(PanopticGroundTruth(name), BOTH)
+    evaluate_perfect(evaluator, name)
+    assert evaluator.evaluate() == {}
+    assert evaluate_perfect(evaluator, name)["segm"]["AP"] == pytest.approx(100)
