@@ -34,24 +34,33 @@ class Cv2ResizeTransform(T.ResizeTransform):
         return cv2.resize(np.ascontiguousarray(img), (self.new_w, self.new_h), interpolation=flag)
 
 
-class Cv2ResizeShortestEdge(T.ResizeShortestEdge):
-    """Detectron2's resize with the pixels of the authors' pipeline."""
+class PilResizeShortestEdge(T.ResizeShortestEdge):
+    """Detectron2's resize, where a side that it would round to 0 pixels gets 1."""
+
+    transform: type[T.ResizeTransform] = T.ResizeTransform
 
     def get_transform(self, image: np.ndarray) -> T.Transform:
         """Sample the shorter edge and return the transform for an (H, W, C) image."""
         resize = super().get_transform(image)
         if isinstance(resize, T.NoOpTransform):
             return resize
-        return Cv2ResizeTransform(resize.h, resize.w, resize.new_h, resize.new_w)
+        new_size = max(resize.new_h, 1), max(resize.new_w, 1)
+        return self.transform(resize.h, resize.w, *new_size, self.interp)
 
 
-RESIZE_WITH = {"pil": T.ResizeShortestEdge, "cv2": Cv2ResizeShortestEdge}
+class Cv2ResizeShortestEdge(PilResizeShortestEdge):
+    """The same with the pixels of the authors' pipeline."""
+
+    transform = Cv2ResizeTransform
+
+
+RESIZE_WITH = {"pil": PilResizeShortestEdge, "cv2": Cv2ResizeShortestEdge}
 
 
 def resize_shortest_edge(
     cfg: CfgNode, shorter: int | Sequence[int], longer: int, sample_style: str = "choice"
 ) -> T.ResizeShortestEdge:
-    """Detectron2's resize by the library that the config names.
+    """Detectron2's resize by the library that the config names, to 1 pixel a side at least.
 
     Args:
         cfg: INPUT.RESIZE_WITH is read.

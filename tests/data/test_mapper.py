@@ -114,6 +114,27 @@ def test_augmented_targets_agree_with_each_other(cfg, empty_folder, resize_with,
     assert len(widths) > 3
 
 
+@pytest.mark.parametrize("resize_with", ["pil", "cv2"])
+@pytest.mark.parametrize("crop", [False, True])
+@pytest.mark.parametrize("size", [(1, 400), (400, 1)])
+def test_images_of_one_pixel_a_side_stay_so(cfg, empty_folder, resize_with, crop, size):
+    """400 pixels become 40, and 1 would be rounded to 0."""
+    ids = np.full(size, 70000)
+    ids.reshape(-1)[:200] = 1
+    empty_folder.add(ids, [segment(1, ROAD), segment(70000, CAR)])
+    cfg.INPUT.RESIZE_WITH = resize_with
+    cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN = (20,), 40
+    cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST = 20, 40
+    cfg.INPUT.CROP.ENABLED, cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE = crop, "absolute", [40, 40]
+    one = load(empty_folder)[0]
+    expected = tuple(max(1, n // 10) for n in size)
+    sample = PanopticMapper(cfg, True)(one)
+    assert sample["image"].shape[1:] == sample["sem_seg"].shape == expected
+    assert (sample["sem_seg"] == 1).sum() == 20
+    assert sample["instances"].gt_masks.tensor.sum() == 20
+    assert PanopticMapper(cfg, False)(one)["image"].shape[1:] == expected
+
+
 def test_the_crop_has_its_size_after_the_resize(cfg, folder):
     cfg.INPUT.MIN_SIZE_TRAIN = (80,)
     cfg.INPUT.CROP.ENABLED, cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE = True, "absolute", [32, 48]
