@@ -18,8 +18,11 @@ from spatialflow.config import load_config
 from spatialflow.data.mapper import read_image
 from spatialflow.errors import UserError, exit_on_user_error, reading_user_input
 from spatialflow.inference.predictor import Predictor
+from spatialflow.paths import refuse_overwriting
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm")
+PICTURE, IDS, SEGMENTS = "_panoptic.png", "_ids.png", "_segments.json"
+"""What a name of a result ends with."""
 
 
 def parse_args() -> argparse.Namespace:
@@ -43,12 +46,18 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def find_images(inputs: list[str]) -> list[Path]:
+def find_images(inputs: list[str], output: Path) -> list[Path]:
     """Files named by files, folders and globs, each once.
 
+    Args:
+        inputs: of the command line.
+        output: folder of the results; what a folder or glob finds there may be a result.
+
     Raises:
-        FileNotFoundError: one of them names nothing.
+        FileNotFoundError: an input names nothing.
+        ValueError: a folder or glob finds images in the folder of the results.
     """
+    results = output.resolve()
     found: dict[Path, None] = {}
     for name in inputs:
         path = Path(name)
@@ -58,6 +67,11 @@ def find_images(inputs: list[str]) -> list[Path]:
             files = [path] if path.is_file() else sorted(map(Path, glob.glob(name, recursive=True)))
         if not files:
             raise FileNotFoundError(f"--input {name}: there is no image.")
+        if not path.is_file() and any(file.parent.resolve() == results for file in files):
+            raise ValueError(
+                f"--input {name} finds images in --output {output}, where the results of a run "
+                "would be the images of the next one; give another --output."
+            )
         found.update(dict.fromkeys(files))
     return list(found)
 
@@ -73,6 +87,11 @@ def output_names(images: list[Path]) -> list[str]:
     return list(names)
 
 
+def paths_of_results(output: Path, as_json: bool) -> list[str]:
+    """The files that :func:`segment` writes."""
+    return [f"{output}{ending}" for ending in (PICTURE, *((IDS, SEGMENTS) if as_json else ()))]
+
+
 def segment(predictor: Predictor, image: np.ndarray, output: Path, as_json: bool) -> None:
     """Write the panoptic picture of an image, and its segments if wanted.
 
@@ -83,14 +102,14 @@ def segment(predictor: Predictor, image: np.ndarray, output: Path, as_json: bool
         as_json: whether segments and map of ids are wanted.
     """
     result = predictor(image)
-    _write_png(f"{output}_panoptic.png", predictor.draw(image, result))
+    _write_png(f"{output}{PICTURE}", predictor.draw(image, result))
     if as_json:
         if "panoptic_seg" not in result:
             raise UserError("--json needs segments; this config's model makes instances only.")
         ids = result["panoptic_seg"][0].cpu().numpy()
-        _write_png(f"{output}_ids.png", id2rgb(ids)[:, :, ::-1])
+        _write_png(f"{output}{IDS}", id2rgb(ids)[:, :, ::-1])
         segments = predictor.segments(result)
-        Path(f"{output}_segments.json").write_text(json.dumps(segments, indent=2))
+        Path(f"{output}{SEGMENTS}").write_text(json.dumps(segments, indent=2))
 
 
 def _write_png(path: str, image: np.ndarray) -> None:
@@ -98,24 +117,37 @@ def _write_png(path: str, image: np.ndarray) -> None:
         raise OSError(f"{path} could not be written.")
 
 
+def problem_of(predictor: Predictor, image_file: Path, output: Path, as_json: bool) -> str | None:
+    """Read and segment an image; why that failed, or None. See :func:`segment`."""
+    try:
+        image = read_image(str(image_file), "BGR")
+    except (ValueError, OSError) as e:
+        return str(e)
+    try:
+        segment(predictor, image, output, as_json)
+    except (ValueError, RuntimeError, MemoryError, OSError, cv2.error) as e:
+        # Such as an image too large for the memory; other errors are bugs and end the run.
+        return f"{image_file} cannot be segmented: {type(e).__name__}: {e}"
+    return None
+
+
 def main(args: argparse.Namespace) -> int:
-    """Returns the exit code: 1 when an image could not be read."""
+    """Returns the exit code: 1 when an image could not be read or segmented."""
     with reading_user_input():
-        images = find_images(args.input)
+        images = find_images(args.input, args.output)
+        outputs = [args.output / name for name in output_names(images)]
+        written = [path for output in outputs for path in paths_of_results(output, args.json)]
+        refuse_overwriting(written, images)
         predictor = Predictor(load_config(args.config_file, args.opts))
         args.output.mkdir(parents=True, exist_ok=True)
-    unreadable = 0
-    named = list(zip(images, output_names(images), strict=True))
-    for image_file, name in tqdm(named, unit="image"):
-        try:
-            image = read_image(str(image_file), "BGR")
-        except (ValueError, OSError) as e:
-            tqdm.write(f"error: {e}", file=sys.stderr)
-            unreadable += 1
-        else:
-            segment(predictor, image, args.output / name, args.json)
-    print(f"{len(images) - unreadable} of {len(images)} images segmented, in {args.output}")
-    return int(unreadable > 0)
+    failed = 0
+    for image_file, output in tqdm(list(zip(images, outputs, strict=True)), unit="image"):
+        problem = problem_of(predictor, image_file, output, args.json)
+        if problem is not None:
+            tqdm.write(f"error: {problem}", file=sys.stderr)
+            failed += 1
+    print(f"{len(images) - failed} of {len(images)} images segmented, in {args.output}")
+    return int(failed > 0)
 
 
 if __name__ == "__main__":

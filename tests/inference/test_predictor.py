@@ -206,6 +206,75 @@ def test_demo_refuses_pictures_of_more_than_8_bits(monkeypatch, overrides, tmp_p
     assert printed.err.count("convert it to 8 bits") == 2 and "0 of 2 images" in printed.out
 
 
+def test_demo_segments_pictures_of_one_pixel_a_side(monkeypatch, overrides, tmp_path):
+    sizes = {"wide": (1, 5000), "high": (5000, 1), "dot": (1, 1)}
+    for name, size in sizes.items():
+        cv2.imwrite(str(tmp_path / f"{name}.png"), np.full((*size, 3), 90, np.uint8))
+    arguments = ["--output", tmp_path / "out", "--config-file", CONFIG, "--json", "--opts"]
+    small = ["INPUT.MIN_SIZE_TEST", "64", "INPUT.MAX_SIZE_TEST", "128"]
+    assert demo(monkeypatch, "--input", tmp_path, *arguments, *overrides, *small) == 0
+    for name, size in sizes.items():
+        assert cv2.imread(str(tmp_path / "out" / f"{name}_ids.png")).shape[:2] == size
+
+
+def test_demo_goes_on_after_a_picture_that_fails(
+    monkeypatch, overrides, toy_datasets, tmp_path, capsys
+):
+    segment_picture = Predictor.__call__
+
+    def fail_on_the_dark_one(predictor, image):
+        if not image.any():
+            raise RuntimeError("not enough memory")
+        return segment_picture(predictor, image)
+
+    monkeypatch.setattr(Predictor, "__call__", fail_on_the_dark_one)
+    cv2.imwrite(str(tmp_path / "a.png"), np.zeros((64, 64, 3), np.uint8))
+    shutil.copy(toy_datasets / "toy" / "val" / "00000.png", tmp_path / "b.png")
+    arguments = ["--output", tmp_path / "out", "--config-file", CONFIG, "--opts", *overrides]
+    assert demo(monkeypatch, "--input", tmp_path, *arguments) == 1
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["b_panoptic.png"]
+    printed = capsys.readouterr()
+    assert f"{tmp_path / 'a.png'} cannot be segmented: RuntimeError: not enough" in printed.err
+    assert "1 of 2 images" in printed.out
+
+
+@pytest.mark.parametrize("given", [".", "*.png", "**/*.png"])
+def test_demo_does_not_take_results_for_pictures(monkeypatch, overrides, tmp_path, given):
+    """A folder or glob that finds images in the folder of the results is refused before any work"""
+    for name in ("x.png", "x_panoptic.png"):
+        (tmp_path / name).write_text("mine")
+    monkeypatch.setattr(Predictor, "__init__", None)  # nothing may be built
+    arguments = ["--output", f"{tmp_path}/.", "--config-file", CONFIG, "--opts", *overrides]
+    code = demo(monkeypatch, "--input", tmp_path / given, *arguments)
+    assert code.startswith("error: --input") and "give another --output" in code
+    assert {p.name: p.read_text() for p in tmp_path.iterdir()} == {
+        "x.png": "mine",
+        "x_panoptic.png": "mine",
+    }
+
+
+@pytest.mark.parametrize("ending, options", [("_panoptic.png", []), ("_ids.png", ["--json"])])
+def test_demo_writes_over_no_input(monkeypatch, overrides, tmp_path, ending, options):
+    files = [tmp_path / "x.png", tmp_path / f"x{ending}"]
+    for path in files:
+        path.write_text("mine")
+    monkeypatch.setattr(Predictor, "__init__", None)
+    arguments = ["--output", tmp_path, "--config-file", CONFIG, *options, "--opts", *overrides]
+    code = demo(monkeypatch, "--input", *files, *arguments)
+    assert f"x{ending} would be written over the input" in code
+    assert [path.read_text() for path in files] == ["mine", "mine"]
+
+
+def test_demo_puts_a_result_beside_a_picture_that_is_named(
+    monkeypatch, overrides, toy_datasets, tmp_path
+):
+    shutil.copy(toy_datasets / "toy" / "val" / "00000.png", tmp_path / "x.png")
+    arguments = ["--output", tmp_path, "--config-file", CONFIG, "--opts", *overrides]
+    for _ in range(2):
+        assert demo(monkeypatch, "--input", tmp_path / "x.png", *arguments) == 0
+        assert {p.name for p in tmp_path.iterdir()} == {"x.png", "x_panoptic.png"}
+
+
 @pytest.mark.parametrize("name", ["nowhere.png", "nowhere/*.png"])
 def test_demo_names_an_input_that_is_not_there(monkeypatch, overrides, tmp_path, name):
     arguments = ["--output", tmp_path / "out", "--config-file", CONFIG, "--opts", *overrides]
