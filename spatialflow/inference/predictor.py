@@ -13,6 +13,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import Metadata
 from detectron2.data import transforms as T
+from detectron2.structures import Instances
 from detectron2.utils.visualizer import Visualizer
 
 from spatialflow.config import SPATIALFLOW_CLASS_COUNTS, class_count_is_unset, load_config
@@ -21,6 +22,9 @@ from spatialflow.engine.setup import check_device
 
 from . import load_model
 
+MAX_DRAWN_PIXELS = 2**21
+"""Larger pictures are drawn smaller; full HD is not. At 48 megapixels Detectron2's ``Visualizer``
+needs some ten times the time of the prediction, and 10 GB."""
 CHANNELS_TO_BGR = {1: cv2.COLOR_GRAY2BGR, 4: cv2.COLOR_BGRA2BGR}
 
 
@@ -109,15 +113,20 @@ class Predictor:
             output: what the call returned.
 
         Returns:
-            (H, W, 3) uint8 in BGR order.
+            uint8 in BGR order, of the picture's size, or reduced to :data:`MAX_DRAWN_PIXELS`.
         """
-        visualizer = Visualizer(as_bgr(image)[:, :, ::-1], self.metadata)
+        image = as_bgr(image)
+        size = drawn_size(*image.shape[:2])
+        image = cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA)
+        visualizer = Visualizer(image[:, :, ::-1], self.metadata)
         if "panoptic_seg" in output:
             panoptic_map, segments = output["panoptic_seg"]
+            panoptic_map = torch.from_numpy(resize_labels(panoptic_map.cpu().numpy(), size))
             copies = [dict(s) for s in segments]  # the visualizer writes into them
-            drawn = visualizer.draw_panoptic_seg_predictions(panoptic_map.cpu(), copies)
+            drawn = visualizer.draw_panoptic_seg_predictions(panoptic_map, copies)
         else:
-            drawn = visualizer.draw_instance_predictions(output["instances"].to("cpu"))
+            instances = _resized(output["instances"].to("cpu"), size)
+            drawn = visualizer.draw_instance_predictions(instances)
         return np.ascontiguousarray(drawn.get_image()[:, :, ::-1])
 
     def segments(self, output: dict[str, Any]) -> list[dict[str, Any]]:
@@ -150,6 +159,32 @@ class Predictor:
                 }
             )
         return described
+
+
+def drawn_size(height: int, width: int) -> tuple[int, int]:
+    """Height and width at which a picture is drawn, of :data:`MAX_DRAWN_PIXELS` at most."""
+    scale = min(1.0, (MAX_DRAWN_PIXELS / (height * width)) ** 0.5)
+    return max(1, int(height * scale)), max(1, int(width * scale))
+
+
+def resize_labels(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """An (H, W) integer map at another height and width; every value is one that was there."""
+    labels = labels.astype(np.int32, copy=False)
+    return cv2.resize(labels, size[::-1], interpolation=cv2.INTER_NEAREST)
+
+
+def _resized(instances: Instances, size: tuple[int, int]) -> Instances:
+    """Instances with boxes and masks at another height and width of the picture."""
+    resized = Instances(size, **instances.get_fields())
+    height, width = instances.image_size
+    resized.pred_boxes = instances.pred_boxes.clone()
+    resized.pred_boxes.scale(size[1] / width, size[0] / height)
+    if instances.has("pred_masks"):
+        masks = np.zeros((len(instances), *size), bool)
+        for mask, original in zip(masks, instances.pred_masks, strict=True):
+            mask[:] = resize_labels(original.numpy(), size)
+        resized.pred_masks = torch.from_numpy(masks)
+    return resized
 
 
 def as_bgr(image: np.ndarray) -> np.ndarray:
