@@ -35,6 +35,7 @@ from spatialflow.checkpoint.official import (
 from spatialflow.config import load_config
 from spatialflow.data import dataset_categories, prepare_datasets
 from spatialflow.errors import exit_on_user_error, reading_user_input
+from spatialflow.paths import refuse_overwriting
 
 REORDERED = {CLS: "anchors reordered", REG: "anchors reordered", STUFF: "'other' moved to 0"}
 
@@ -90,6 +91,7 @@ def main() -> None:
     args = parser.parse_args()
     with exit_on_user_error():
         with reading_user_input():
+            refuse_overwriting([args.output], [args.input, args.config_file], "output")
             weights = convert(args.input, args.config_file)
         args.output.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(str(args.output), "wb") as f:

@@ -23,6 +23,9 @@ from spatialflow import Predictor
 from spatialflow.config import load_config
 from spatialflow.data import load_dataset_dicts, prepare_datasets
 from spatialflow.data.targets import read_panoptic_png
+from spatialflow.errors import exit_on_user_error, reading_user_input
+from spatialflow.inference.predictor import drawn_size, resize_labels
+from spatialflow.paths import refuse_overwriting
 
 MIN_HEIGHT = 400
 """Smaller images are enlarged before drawing, so that the labels can be read."""
@@ -40,13 +43,16 @@ def draw_panoptic(
         metadata: names and colours of classes and labels.
 
     Returns:
-        RGB uint8, enlarged by a whole number where the image is low.
+        RGB uint8, enlarged by a whole number where the image is low, and reduced where it would
+        have more pixels than :func:`spatialflow.inference.predictor.drawn_size` allows.
     """
-    scale = max(1, -(-MIN_HEIGHT // image.shape[0]))
-    size = (image.shape[1] * scale, image.shape[0] * scale)
-    image = cv2.resize(image, size, interpolation=cv2.INTER_CUBIC)
-    panoptic = cv2.resize(panoptic.astype(np.int32), size, interpolation=cv2.INTER_NEAREST)
-    drawn = Visualizer(image, metadata).draw_panoptic_seg(torch.from_numpy(panoptic), segments)
+    height, width = image.shape[:2]
+    scale = max(1, -(-MIN_HEIGHT // height))
+    size = drawn_size(height * scale, width * scale)
+    interpolation = cv2.INTER_CUBIC if size[0] > height else cv2.INTER_AREA
+    image = cv2.resize(image, size[::-1], interpolation=interpolation)
+    panoptic = torch.from_numpy(resize_labels(panoptic, size))
+    drawn = Visualizer(image, metadata).draw_panoptic_seg(panoptic, segments)
     return drawn.get_image()
 
 
@@ -60,11 +66,29 @@ def side_by_side(panels: dict[str, np.ndarray]) -> np.ndarray:
     return np.hstack(titled[:-1])
 
 
-def draw_results(predictor: Predictor, dataset: str, output: Path, num_images: int) -> None:
-    """Write one picture for each of the first images of a dataset into a folder."""
+def path_of_picture(entry: dict[str, Any], output: Path) -> Path:
+    """Where the picture of a dataset dict is written."""
+    return output / f"{Path(entry['file_name']).stem}.png"
+
+
+def entries_to_draw(dataset: str, output: Path, num_images: int) -> list[dict[str, Any]]:
+    """The first images of a dataset.
+
+    Raises:
+        FileNotFoundError, ValueError: the dataset cannot be loaded, or the pictures would be
+            written over its images or PNGs.
+    """
+    entries = load_dataset_dicts(dataset)
+    files = [entry[key] for entry in entries for key in ("file_name", "pan_seg_file_name")]
+    refuse_overwriting([path_of_picture(entry, output) for entry in entries[:num_images]], files)
+    return entries[:num_images]
+
+
+def draw_results(predictor: Predictor, entries: list[dict[str, Any]], output: Path) -> None:
+    """Write one picture for each dataset dict into a folder."""
     metadata = predictor.metadata
     output.mkdir(parents=True, exist_ok=True)
-    for entry in tqdm(load_dataset_dicts(dataset)[:num_images], desc=f"Drawing {dataset}"):
+    for entry in tqdm(entries, desc="Drawing"):
         image = read_image(entry["file_name"], "BGR")
         panoptic, segments = predictor(image)["panoptic_seg"]
         rgb = np.ascontiguousarray(image[:, :, ::-1])
@@ -75,7 +99,7 @@ def draw_results(predictor: Predictor, dataset: str, output: Path, num_images: i
             "ground truth": draw_panoptic(rgb, truth, entry["segments_info"], metadata),
             "prediction": draw_panoptic(rgb, panoptic.cpu().numpy(), segments, metadata),
         }
-        path = output / f"{Path(entry['file_name']).stem}.png"
+        path = path_of_picture(entry, output)
         cv2.imwrite(str(path), side_by_side(panels)[:, :, ::-1])
 
 
@@ -88,11 +112,15 @@ def main() -> None:
     parser.add_argument("--num-images", type=int, default=8)
     parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs")
     args = parser.parse_args()
-    cfg = load_config(args.config_file, args.opts)
-    if args.dataset:
-        cfg.DATASETS.TEST = (args.dataset,)
-    prepare_datasets(cfg, splits=["TEST"])
-    draw_results(Predictor(cfg), cfg.DATASETS.TEST[0], args.output, args.num_images)
+    with exit_on_user_error():
+        with reading_user_input():
+            cfg = load_config(args.config_file, args.opts)
+            if args.dataset:
+                cfg.DATASETS.TEST = (args.dataset,)
+            prepare_datasets(cfg, splits=["TEST"])
+            entries = entries_to_draw(cfg.DATASETS.TEST[0], args.output, args.num_images)
+            predictor = Predictor(cfg)
+        draw_results(predictor, entries, args.output)
     print(f"Pictures are in {args.output}")
 
 

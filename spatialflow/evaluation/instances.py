@@ -130,7 +130,7 @@ class PanopticInstanceEvaluator(COCOEvaluator):
     def _derive_coco_results(
         self, coco_eval: COCOeval | None, iou_type: str, class_names: Sequence[str] | None = None
     ) -> dict[str, float]:
-        """Metrics of a task; its matches, which take gigabytes on COCO, end before the next task."""
+        """Metrics of a task; its matches, gigabytes on COCO, end before the next task."""
         results = super()._derive_coco_results(coco_eval, iou_type, class_names)
         if coco_eval is not None:
             vars(coco_eval).clear()

@@ -20,8 +20,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from spatialflow.data.mapper import read_image
+from spatialflow.errors import exit_on_user_error, reading_user_input
 from spatialflow.inference.predictor import Predictor
 from spatialflow.modeling import SpatialFlow
+from spatialflow.paths import refuse_overwriting
 
 OPACITY = 0.5
 """Of a heat map over its picture."""
@@ -164,9 +166,13 @@ def main() -> None:
     parser.add_argument("--stuff", help="class of the stuff map")
     parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs")
     args = parser.parse_args()
-    predictors = {title: Predictor(c, w, opts=args.opts) for title, c, w in args.model}
-    image = np.ascontiguousarray(read_image(args.input, "BGR"))
-    cv2.imwrite(args.output, compare(image, predictors, args.thing, args.stuff))
+    with exit_on_user_error(), reading_user_input():
+        files = [file for _, *config_and_weights in args.model for file in config_and_weights]
+        refuse_overwriting([args.output], [args.input, *files])
+        predictors = {title: Predictor(c, w, opts=args.opts) for title, c, w in args.model}
+        image = np.ascontiguousarray(read_image(args.input, "BGR"))
+        figure = compare(image, predictors, args.thing, args.stuff)
+    cv2.imwrite(args.output, figure)
     print(f"Class activation maps are in {args.output}")
 
 

@@ -47,7 +47,7 @@ from spatialflow.saved.raw_outputs import INDEX, RawOutputs
 from spatialflow.saved.results_file import read_panoptic_results
 from spatialflow.utils.parallel import in_parallel
 
-from .score import add_input_arguments, ground_truth_of, predictions_of
+from .score import add_input_arguments, ground_truth_of, predictions_of, refuse_overwriting_inputs
 
 MISTAKES = ("classes", "false positives", "missed", "masks")
 
@@ -252,7 +252,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = _parser().parse_args(argv)
     with exit_on_user_error(), reading_user_input():
         _, truth, categories = ground_truth_of(args)
-        has_raw = os.path.isfile(os.path.join(args.predictions, INDEX))
+        raw_index = os.path.join(args.predictions, INDEX)
+        refuse_overwriting_inputs(args, truth, [args.json_out], [raw_index])
+        has_raw = os.path.isfile(raw_index)
         raw = RawOutputs.open(args.predictions) if has_raw else None
         report = explain(predictions_of(args), truth, categories, raw, args.workers, progress=True)
         print(as_text(report))

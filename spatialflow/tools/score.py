@@ -13,6 +13,7 @@ from concurrent.futures.process import BrokenProcessPool
 from spatialflow.data.categories import Categories
 from spatialflow.evaluation.bootstrap import bootstrap_intervals
 from spatialflow.evaluation.tables import format_results, table, without_nan, write_csv
+from spatialflow.paths import refuse_overwriting
 from spatialflow.saved.folders import PanopticFolder, Score, score_folder
 
 _EPILOG = """
@@ -40,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         name, truth, categories = ground_truth_of(args)
         predictions = predictions_of(args)
+        refuse_overwriting_inputs(args, truth, [args.json_out, args.csv_out])
         score = score_folder(predictions, truth, categories, args.workers, progress=True)
         intervals = {}
         if args.bootstrap:
@@ -87,6 +89,29 @@ def predictions_of(args: argparse.Namespace) -> PanopticFolder:
     if os.path.isdir(path):
         path = os.path.join(path, "panoptic_predictions.json")
     return PanopticFolder(path, args.predictions_folder)
+
+
+def refuse_overwriting_inputs(
+    args: argparse.Namespace,
+    truth: PanopticFolder,
+    outputs: Sequence[str | None],
+    others: Sequence[str] = (),
+) -> None:
+    """Refuse outputs that would be written over what the command reads.
+
+    Args:
+        args: of :func:`add_input_arguments`.
+        truth: what they name as the ground truth.
+        outputs: files to write; None for one that is not wanted.
+        others: further files that are read.
+
+    Raises:
+        ValueError: see :func:`spatialflow.paths.refuse_overwriting`.
+    """
+    dataset = os.path.join(args.predictions, "dataset.json")
+    inputs = [predictions_of(args).json, truth.json, dataset, args.dataset, args.config_file]
+    inputs += others
+    refuse_overwriting(filter(None, outputs), filter(None, inputs), "output file")
 
 
 def ground_truth_of(args: argparse.Namespace) -> tuple[str, PanopticFolder, Categories | None]:

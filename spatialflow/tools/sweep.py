@@ -25,7 +25,8 @@ from spatialflow.errors import exit_on_user_error, reading_user_input
 from spatialflow.evaluation.panoptic_quality import GROUPS, PanopticCounts, match_segments
 from spatialflow.evaluation.tables import table
 from spatialflow.modeling.panoptic import MergeSettings
-from spatialflow.saved.raw_outputs import RawOutputs, load_raw_output
+from spatialflow.paths import refuse_overwriting
+from spatialflow.saved.raw_outputs import INDEX, RawOutputs, load_raw_output
 from spatialflow.utils.parallel import in_parallel
 
 SWEPT = {
@@ -143,6 +144,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)  # the processes are the parallelism
     with exit_on_user_error(), reading_user_input():
         raw = RawOutputs.open(args.folder)
+        outputs, index = (args.json_out, args.csv_out), os.path.join(args.folder, INDEX)
+        refuse_overwriting(filter(None, outputs), [index, *raw.truth.values()], "output file")
         values = {name: v for name in SWEPT if (v := getattr(args, name)) is not None}
         settings = combinations(raw.merge, values)
         rows = rows_of(settings, sweep(raw, settings, args.workers, progress=True))

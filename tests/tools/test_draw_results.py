@@ -1,10 +1,15 @@
 """Pictures of image, ground truth and prediction."""
 
+import sys
+
 import draw_results
 import numpy as np
+import pytest
 from detectron2.data import Metadata
+from tiny_runs import CONFIG, tiny_overrides
 
 from spatialflow.data import Categories
+from spatialflow.inference import predictor
 
 CATEGORIES = Categories.from_json(
     [
@@ -25,6 +30,28 @@ def test_segments_are_drawn_and_void_is_left_alone():
     assert (drawn[300:] == 128).mean() > 0.99
     top = drawn[20:100, 20:200].reshape(-1, 3).mean(0)
     assert top[1] > 150 > 100 > top[0]  # green, by the category's colour
+
+
+def test_pictures_of_large_images_are_reduced(monkeypatch):
+    monkeypatch.setattr(predictor, "MAX_DRAWN_PIXELS", 500 * 600)
+    nothing = np.zeros((1000, 1200), np.int32)
+    image = np.full((1000, 1200, 3), 128, np.uint8)
+    drawn = draw_results.draw_panoptic(image, nothing, [], Metadata(**CATEGORIES.as_metadata()))
+    assert drawn.shape == (500, 600, 3)
+
+
+@pytest.mark.parametrize("folder", ["val", "panoptic_val"])
+def test_pictures_are_written_over_no_file_of_the_dataset(
+    monkeypatch, toy_datasets, tmp_path, folder
+):
+    before = {p: p.read_bytes() for p in toy_datasets.rglob("*.*")}
+    monkeypatch.setattr(draw_results.Predictor, "__init__", None)  # nothing may be built
+    config = ["--config-file", str(CONFIG), "--output", str(toy_datasets / "toy" / folder)]
+    argv = ["draw_results", *config, "--opts", *tiny_overrides(toy_datasets, tmp_path)]
+    monkeypatch.setattr(sys, "argv", argv)
+    with pytest.raises(SystemExit, match="error: .*would be written over the input"):
+        draw_results.main()
+    assert {p: p.read_bytes() for p in toy_datasets.rglob("*.*")} == before
 
 
 def test_panels_stand_side_by_side_below_their_titles():

@@ -2,12 +2,14 @@
 
 import csv
 import json
+import os
+from pathlib import Path
 
 import pytest
 from raw_scenes import evaluate_noisy
 
 from spatialflow.modeling.panoptic import MergeSettings
-from spatialflow.saved.raw_outputs import RawOutputs
+from spatialflow.saved.raw_outputs import INDEX, RawOutputs
 from spatialflow.tools.sweep import combinations, main, rows_of, sweep
 
 OWN = {
@@ -91,6 +93,16 @@ def test_command(evaluated, tmp_path, capsys):
         assert [float(r["PQ"]) for r in csv.DictReader(f)] == [r["PQ"] for r in rows]
     out = capsys.readouterr().out
     assert out.count("as evaluated") == 1 and "off" in out
+
+
+@pytest.mark.parametrize("option", ["--json-out", "--csv-out"])
+def test_inputs_are_not_overwritten(evaluated, option):
+    folder, _ = evaluated
+    for path in (RawOutputs.open(folder).truth["panoptic_json"], os.path.join(folder, INDEX)):
+        before = Path(path).read_bytes()
+        with pytest.raises(SystemExit, match="would be written over the input"):
+            main([folder, "--workers", "1", option, path])
+        assert Path(path).read_bytes() == before
 
 
 def test_output_without_ground_truth(evaluated, capsys):

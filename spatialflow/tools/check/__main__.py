@@ -16,6 +16,7 @@ from spatialflow.data.register import (
     load_dataset_dicts,
     register_entries,
 )
+from spatialflow.paths import refuse_overwriting
 
 from . import Problem, check_dataset
 
@@ -33,6 +34,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     sys.stdout.reconfigure(errors="backslashreplace")
     try:
         files = _files(args)
+        if args.json_out:
+            read = [files.panoptic_json, args.config_file]
+            refuse_overwriting([args.json_out], filter(None, read), "--json-out")
     except (OSError, ValueError) as e:
         parser.error(str(e))
     report = check_dataset(files, args.workers, progress=True)

@@ -21,6 +21,7 @@ import numpy as np
 from pycocotools import mask as mask_util
 
 from spatialflow.data.categories import Categories
+from spatialflow.paths import refuse_overwriting
 
 from .compose import NO_LABEL, Object, compose, majority_labels
 from .pngs import read_numbers, read_values
@@ -74,6 +75,9 @@ def convert_pairs(pairs: Pairs, output: str, workers: int) -> Dataset:
         raise ValueError("Give either an instances JSON or a folder of instance PNGs.")
     if pairs.semantic is None and pairs.instances is None:
         raise ValueError("Instance PNGs have no classes; they need semantic PNGs beside them.")
+    output = os.path.normpath(output)
+    read = (pairs.images, pairs.categories, pairs.semantic, pairs.instances, pairs.instance_pngs)
+    refuse_overwriting([output, f"{output}.json"], filter(None, read))
     categories = _read_categories(pairs)
     names = list_images(pairs.images)
     entries = _read_instances(pairs.instances, names) if pairs.instances else {}
@@ -83,7 +87,6 @@ def convert_pairs(pairs: Pairs, output: str, workers: int) -> Dataset:
         require_files(
             pngs, f"{kind} PNG", "Every image NAME.jpg needs one with its name, NAME.png."
         )
-    output = os.path.normpath(output)
     name = "_".join(Path(output).absolute().parts[-2:])
     dataset = Dataset(name, pairs.images, output, f"{output}.json")
     write_dataset(dataset, categories, jobs, partial(_convert, categories=categories), workers)

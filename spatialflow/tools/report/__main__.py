@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from spatialflow.errors import exit_on_user_error, reading_user_input
+from spatialflow.paths import refuse_overwriting
 
 from .content import build_content
 from .page import write_page
@@ -23,6 +24,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     output = args.output or Path(args.results) / "report.html"
     with reading_user_input():
         saved = read_saved(args.results, args.dataset)
+        refuse_overwriting([output], saved.files)
         content = build_content(saved, args.images, args.workers)
         write_page(content, output)
     print(f"{output}: {output.stat().st_size / 1e6:.1f} MB; open it in a browser.")

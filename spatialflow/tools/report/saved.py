@@ -58,6 +58,7 @@ class SavedEvaluation:
             where there is none.
         config: the text of ``config.yaml``; None where there is none.
         environment: Detectron2's table of versions from the run's log; None where there is none.
+        documents: the files that this was read from, whether they are there or not.
     """
 
     name: str
@@ -68,6 +69,13 @@ class SavedEvaluation:
     results: dict[str, dict[str, float | None]]
     config: str | None
     environment: str | None
+    documents: tuple[str | Path, ...]
+
+    @property
+    def files(self) -> list[str | Path]:
+        """All that a report reads: the documents, images and PNGs."""
+        pictures = [p for i in self.images for p in (i.file_name, i.truth_png, i.png)]
+        return [*self.documents, *pictures]
 
     @property
     def weights(self) -> str | None:
@@ -90,24 +98,26 @@ def read_saved(folder: str, dataset: str | None = None) -> SavedEvaluation:
         ValueError: a file is not what it should be, or there are several datasets and no name.
     """
     home = _find(Path(folder), dataset)
-    info = _read_json(home / "dataset.json")
-    _require(info, _DATASET, home / "dataset.json")
+    dataset_json = home / "dataset.json"
+    info = _read_json(dataset_json)
+    _require(info, _DATASET, dataset_json)
     truth = read_panoptic_json(info["panoptic_json"])
     try:
         categories = Categories.from_json(truth["categories"])
     except ValueError as e:
         raise ValueError(f"{info['panoptic_json']}: {e}") from e
     predictions = home / "panoptic_predictions.json"
-    log = Path(folder) / "log.txt"
+    results, config, log = (Path(folder) / n for n in ("results.json", "config.yaml", "log.txt"))
     return SavedEvaluation(
         name=info["name"],
         categories=[*categories.things, *(c for c in categories.stuff if not c.isthing)],
         images=_images(predictions, truth, info),
         annotated=len(truth["annotations"]),
         date=datetime.fromtimestamp(predictions.stat().st_mtime).astimezone(),
-        results=_results(Path(folder) / "results.json", info["name"]),
-        config=_text(Path(folder) / "config.yaml"),
+        results=_results(results, info["name"]),
+        config=_text(config),
         environment=_last_environment(log),
+        documents=(dataset_json, info["panoptic_json"], predictions, results, config, log),
     )
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from saved_run import EVIL, IDS
 
+from spatialflow.errors import UserError
 from spatialflow.tools.report import build_content, read_saved
 from spatialflow.tools.report.__main__ import main
 from spatialflow.tools.report.content import best_and_worst
@@ -156,6 +157,17 @@ def test_command(results, tmp_path, capsys):
     page = (tmp_path / "new" / "page.html").read_text()
     assert page.startswith("<!DOCTYPE html>") and "scene0.jpg" in page
     assert "page.html: 0.0 MB" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "name", ["inference/*/panoptic_predictions.json", "inference/*/dataset.json", "results.json"]
+)
+def test_command__input_is_not_overwritten(own_results, name):
+    (path,) = own_results.glob(name)
+    before = path.read_bytes()
+    with pytest.raises(UserError, match="would be written over the input"):
+        main([str(own_results), "--output", str(path), "--workers", "1"])
+    assert path.read_bytes() == before
 
 
 def test_command__pictures_are_bounded(results, capsys):
