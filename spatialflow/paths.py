@@ -1,4 +1,4 @@
-"""No command writes over a file that it reads."""
+"""Outputs of a command that are its inputs are refused."""
 
 from __future__ import annotations
 
