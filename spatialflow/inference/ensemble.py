@@ -17,8 +17,13 @@ from detectron2.structures import Instances
 from torch import Tensor, nn
 
 from spatialflow.modeling.detection import select_detections
-from spatialflow.modeling.panoptic import MergeSettings, merge_results
-from spatialflow.modeling.pasted_masks import PastedMasks
+from spatialflow.modeling.mask_head import paste_masks
+from spatialflow.modeling.panoptic import (
+    MergeSettings,
+    is_confident,
+    merge_results,
+    most_likely_labels,
+)
 
 from .member import Member, ViewBatch
 
@@ -101,22 +106,59 @@ class MultiViewModel(nn.Module):
         """
         return [self._answer(x) for x in batched_inputs]
 
+    @torch.no_grad()
+    def panoptic_inference(self, batched_inputs: list[dict]) -> list[dict]:
+        """Only the panoptic maps; see :meth:`spatialflow.modeling.SpatialFlow.panoptic_inference`.
+
+        The mean of the stuff scores has its full size here too.
+
+        Raises:
+            RuntimeError: the members make no panoptic maps.
+        """
+        if not self.panoptic_on:
+            raise RuntimeError("These members have no panoptic output; call the model itself.")
+        return [{"panoptic_seg": self._merge_confident(x)} for x in batched_inputs]
+
+    @property
+    def panoptic_on(self) -> bool:
+        """Whether things and stuff are merged."""
+        stages = [member.stages for member in self.members]
+        return (
+            self.merge_settings is not None
+            and any(x.predicts_masks for x in stages)
+            and any(x.predicts_stuff for x in stages)
+        )
+
     def _answer(self, x: dict) -> dict:
+        instances, stuff, seen = self._detect(x)
+        result: dict[str, Any] = {"instances": instances}
+        masks = self._mean_masks(seen, instances)
+        if masks is not None:
+            instances.pred_masks = paste_masks(masks, instances)
+        if stuff is not None:
+            result["sem_seg"] = stuff
+        if self.panoptic_on:
+            result["panoptic_seg"] = self._merge(instances, stuff)
+        return result
+
+    def _merge_confident(self, x: dict) -> tuple[Tensor, list[dict]]:
+        instances, stuff, seen = self._detect(x)
+        instances = instances[is_confident(instances.scores, self.merge_settings.score_thresh)]
+        instances.pred_masks = paste_masks(self._mean_masks(seen, instances), instances)
+        return self._merge(instances, stuff)
+
+    def _merge(self, instances: Instances, stuff: Tensor) -> tuple[Tensor, list[dict]]:
+        return merge_results(instances, most_likely_labels(stuff), len(stuff), self.merge_settings)
+
+    def _detect(self, x: dict) -> tuple[Instances, Tensor | None, list[Seen]]:
+        """The detections, without masks, and what :meth:`_look` has beside their candidates."""
         image = x["image"]
         size = (x.get("height", image.shape[-2]), x.get("width", image.shape[-1]))
         candidates, stuff, seen = self._look(image, size)
         instances = select_detections(
             Instances.cat(candidates), self.nms_thresh, self.max_detections
         )
-        result: dict[str, Any] = {"instances": instances}
-        masks = self._mean_masks(seen, instances)
-        if masks is not None:
-            instances.pred_masks = PastedMasks(masks, instances.pred_boxes.tensor, size)
-        if stuff is not None:
-            result["sem_seg"] = stuff
-        if self.merge_settings is not None and masks is not None and stuff is not None:
-            result["panoptic_seg"] = merge_results(instances, stuff, self.merge_settings)
-        return result
+        return instances, stuff, seen
 
     def _look(
         self, image: Tensor, size: tuple[int, int]

@@ -173,17 +173,9 @@ class OptimizedSpatialFlow(SpatialFlow):
         with self._autocast():
             return super().predict_masks(features.features, instances, image_sizes)
 
-    def stuff_scores(
-        self,
-        features: DenseOutputs,
-        image_sizes: list[tuple[int, int]],
-        output_sizes: list[tuple[int, int]],
-    ) -> list[Tensor]:
+    def dense_stuff_scores(self, features: DenseOutputs) -> Tensor:
         """See :class:`SpatialFlow`."""
-        return [
-            self.stuff_head.postprocess(*one)
-            for one in zip(features.stuff, image_sizes, output_sizes, strict=True)
-        ]
+        return features.stuff
 
     def _function_for(self, shape: tuple[int, ...]) -> Callable[[Tensor], DenseOutputs]:
         shape = tuple(shape)

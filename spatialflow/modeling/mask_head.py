@@ -15,7 +15,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling.matcher import Matcher
 from detectron2.modeling.poolers import ROIPooler
 from detectron2.modeling.roi_heads.mask_head import MaskRCNNConvUpsampleHead
-from detectron2.structures import Boxes, Instances, pairwise_iou
+from detectron2.structures import Boxes, Instances, ROIMasks, pairwise_iou
 from torch import Tensor, nn
 
 from .class_layers import COCO_THINGS, scale_msra_fill
@@ -141,6 +141,19 @@ class ThingHead(nn.Module):
         classes = torch.cat([r.gt_classes for r in regions])
         loss = mask_loss(logits, classes, torch.cat(targets))
         return {"loss_mask": loss / mean_over_processes(len(logits), like=logits)}
+
+
+def paste_masks(probabilities: Tensor, instances: Instances) -> Tensor:
+    """The masks of detections at the size of their image, as Detectron2's models give them.
+
+    Args:
+        probabilities: (n, M, M); a pixel of at least 0.5 belongs to the mask.
+        instances: ``pred_boxes`` in pixels of the image.
+
+    Returns:
+        (n, H, W) bool.
+    """
+    return ROIMasks(probabilities).to_bitmasks(instances.pred_boxes, *instances.image_size).tensor
 
 
 def mask_loss(logits: Tensor, classes: Tensor, targets: Tensor) -> Tensor:

@@ -14,8 +14,6 @@ import torch
 from detectron2.structures import Instances
 from torch import Tensor
 
-from .pasted_masks import PastedMasks
-
 FREE = 0
 """Value of a pixel that no segment claims; void in the result."""
 
@@ -44,7 +42,7 @@ class MergeSettings:
 
 
 def merge_panoptic(
-    masks: Tensor | PastedMasks,
+    masks: Tensor,
     boxes: Tensor,
     scores: Tensor,
     classes: Tensor,
@@ -60,7 +58,7 @@ def merge_panoptic(
     """Merge things and stuff in favour of things, then fill with boxes what is left.
 
     Args:
-        masks: (N, H, W) bool; only those over the score threshold are pasted.
+        masks: (N, H, W) bool.
         boxes: (N, 4) float, x1 y1 x2 y2 in pixels of the map.
         scores, classes: (N,) float and int64, contiguous thing ids.
         stuff_labels: (H, W) int64, 0 to S - 1; None without a stuff branch.
@@ -77,8 +75,7 @@ def merge_panoptic(
         ``isthing``, ``category_id`` (thing id or stuff label), ``score`` (things) and ``area``.
     """
     order = torch.argsort(scores, descending=True, stable=True)
-    # In double, as a threshold of 0.37 means 0.37 and not the nearest float32.
-    order = order[scores[order].double() >= score_thresh]
+    order = order[is_confident(scores[order], score_thresh)]
     panoptic = paint_instances(_in_order(masks, order), overlap_thresh)
     if stuff_labels is not None:
         paint_stuff(
@@ -95,13 +92,14 @@ def merge_panoptic(
 
 
 def merge_results(
-    instances: Instances, stuff_scores: Tensor, settings: MergeSettings
+    instances: Instances, stuff_labels: Tensor, num_stuff_labels: int, settings: MergeSettings
 ) -> tuple[Tensor, list[dict]]:
     """:func:`merge_panoptic` of what a model has for one image.
 
     Args:
         instances: ``pred_masks``, ``pred_boxes``, ``scores`` and ``pred_classes``.
-        stuff_scores: (S, H, W).
+        stuff_labels: (H, W) int64.
+        num_stuff_labels: S.
         settings: of the merge.
     """
     return merge_panoptic(
@@ -109,10 +107,21 @@ def merge_results(
         instances.pred_boxes.tensor,
         instances.scores,
         instances.pred_classes,
-        stuff_scores.max(dim=0).indices,  # on a CPU more than twice as fast as argmax
-        num_stuff_labels=len(stuff_scores),
+        stuff_labels,
+        num_stuff_labels=num_stuff_labels,
         **vars(settings),
     )
+
+
+def is_confident(scores: Tensor, score_thresh: float) -> Tensor:
+    """Whether each instance passes the score threshold of the merge, (N,) bool."""
+    # In double, as a threshold of 0.37 means 0.37 and not the nearest float32.
+    return scores.double() >= score_thresh
+
+
+def most_likely_labels(scores: Tensor) -> Tensor:
+    """(H, W) int64: the label of the largest of the scores (S, H, W)."""
+    return scores.max(dim=0).indices  # on a CPU more than twice as fast as argmax
 
 
 def paint_instances(masks: Tensor, overlap_thresh: float) -> Tensor:
@@ -181,10 +190,8 @@ def fill_boxes(panoptic: Tensor, boxes: Tensor, min_free: float) -> None:
             region.masked_fill_(free & enough, i + 1)
 
 
-def _in_order(masks: Tensor | PastedMasks, order: Tensor) -> Tensor:
+def _in_order(masks: Tensor, order: Tensor) -> Tensor:
     """``masks[order]``; no copy where these are the first ones, as those of a detector are."""
-    if isinstance(masks, PastedMasks):
-        return masks[order].tensor
     first = torch.arange(len(order), device=order.device)
     return masks[: len(order)] if torch.equal(order, first) else masks[order]
 

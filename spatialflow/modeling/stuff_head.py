@@ -5,6 +5,8 @@ Legend: N images, S labels ('other' included), H x W the padded network input.
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from detectron2.config import configurable
@@ -15,6 +17,10 @@ from torch import Tensor, nn
 
 from .class_layers import COCO_STUFF_LABELS, scale_msra_fill
 from .loss_normalizer import mean_over_processes
+
+SCORES_AT_A_TIME = 2**26
+"""Scores at the output size that :meth:`StuffHead.postprocess_labels` holds at most, 256 MB, or
+those of one label."""
 
 
 class StuffHead(SemSegFPNHead):
@@ -114,6 +120,28 @@ class StuffHead(SemSegFPNHead):
             for sides in zip(image_size, output_size, strict=True)
         )
         return scores[:, rows][:, :, columns]
+
+    def postprocess_labels(
+        self, scores: Tensor, image_size: tuple[int, int], output_size: tuple[int, int]
+    ) -> Tensor:
+        """The arg-max of :meth:`postprocess`, without the memory for its scores.
+
+        Args:
+            scores, image_size, output_size: see :meth:`postprocess`.
+
+        Returns:
+            (*output_size) int64.
+        """
+        best = scores.new_full(output_size, -math.inf)
+        labels = torch.zeros(output_size, dtype=torch.int64, device=scores.device)
+        step = max(1, SCORES_AT_A_TIME // best.numel())
+        for first in range(0, len(scores), step):
+            part = self.postprocess(scores[first : first + step], image_size, output_size)
+            values, indices = part.max(dim=0)
+            better = values > best
+            torch.where(better, values, best, out=best)
+            torch.where(better, indices + first, labels, out=labels)
+        return labels
 
 
 def stuff_loss(scores: Tensor, targets: Tensor, ignore_value: int) -> Tensor:

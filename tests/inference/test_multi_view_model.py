@@ -85,6 +85,41 @@ def test_one_view_is_plain_inference(model, image, size, weight):
     assert_same(answer(one, image, **sizes), expected)
 
 
+def test_masks_are_a_bool_tensor(model, image):
+    both = multi_view(Member(model, [view(), view(flip=True)], "BGR"))
+    instances = answer(both, image)["instances"]
+    masks = instances.pred_masks
+    assert type(masks) is torch.Tensor and masks.dtype == torch.bool
+    assert masks.shape == (len(instances), HEIGHT, WIDTH) and masks.any()
+
+
+def test_panoptic_maps_alone(model, image, monkeypatch):
+    both = multi_view(Member(model, [view(), view(flip=True)], "BGR"))
+    inputs = [{"image": image}, {"image": image, "height": 50, "width": 71}]
+    expected = both(inputs)
+    asked = []
+    predict_masks = model.predict_masks
+    monkeypatch.setattr(
+        model, "predict_masks", lambda f, i, s: asked.extend(map(len, i)) or predict_masks(f, i, s)
+    )
+    found = both.panoptic_inference(inputs)
+    threshold = model.merge_settings.score_thresh
+    confident = [int((x["instances"].scores >= threshold).sum()) for x in expected]
+    assert 0 < confident[0] < len(expected[0]["instances"])
+    assert asked == [n for n in confident for _ in range(2)]
+    for one, other in zip(found, expected, strict=True):
+        assert one.keys() == {"panoptic_seg"}
+        assert torch.equal(one["panoptic_seg"][0], other["panoptic_seg"][0])
+        assert one["panoptic_seg"][1] == other["panoptic_seg"][1]
+
+
+def test_members_without_panoptic_maps_say_so(image):
+    things = multi_view(Member(tiny_model(stuff=False).eval(), [view()], "BGR"))
+    assert not things.panoptic_on
+    with pytest.raises(RuntimeError, match="no panoptic output"):
+        things.panoptic_inference([{"image": image}])
+
+
 def test_plain_and_flip_of_a_flipped_image_are_the_flipped_answer(model, image):
     both = multi_view(Member(model, [view(), view(flip=True)], "BGR"))
     straight, mirrored = answer(both, image), answer(both, image.flip(-1))

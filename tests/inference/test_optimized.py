@@ -205,6 +205,16 @@ def test_output_size(model):
     assert fast([x])[0]["panoptic_seg"][0].shape == (100, 70)
 
 
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_panoptic_maps_alone(model, dtype):
+    fast = optimize(model, dtype=dtype)
+    images = [*inputs(), {**inputs(1)[0], "height": 100, "width": 70}]
+    for found, expected in zip(fast.panoptic_inference(images), fast(images), strict=True):
+        assert found.keys() == {"panoptic_seg"}
+        same = found["panoptic_seg"][0] == expected["panoptic_seg"][0]
+        assert same.float().mean() > 0.999 and expected["panoptic_seg"][1]
+
+
 def test_half_precision_runs_the_convolutions(model):
     fast = optimize(model, dtype=torch.bfloat16)
     outputs = fast.extract_features(fast.preprocess_image(inputs()))

@@ -64,6 +64,12 @@ def test_a_picture_gives_what_evaluation_sees(overrides, image, library):
     assert output["panoptic_seg"][0].shape == image.shape[:2]
 
 
+def test_masks_are_a_bool_tensor(predictor, image):
+    instances = predictor(image)["instances"]
+    assert type(instances.pred_masks) is torch.Tensor and instances.pred_masks.dtype == torch.bool
+    assert instances.pred_masks.shape == (len(instances), *image.shape[:2])
+
+
 def test_rgb_models_get_rgb(overrides, predictor, image):
     rgb = Predictor(load_config(str(CONFIG), [*overrides, "INPUT.FORMAT", "RGB"]))
     assert same(rgb(image[:, :, ::-1]), predictor(image))

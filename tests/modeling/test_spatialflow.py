@@ -406,6 +406,38 @@ def test_masks_and_stuff_of_the_stages_between_are_those_of_the_result():
     assert segments == result["panoptic_seg"][1]
 
 
+def test_panoptic_maps_alone(monkeypatch):
+    model = sure_of_something(tiny_model())
+    images = [make_input(), make_input((50, 60), seed=1), {**make_input(seed=2), "height": 128}]
+    expected, asked = model(images), []
+    predict_masks = model.predict_masks
+    monkeypatch.setattr(
+        model, "predict_masks", lambda f, i, s: asked.extend(i) or predict_masks(f, i, s)
+    )
+    found = model.panoptic_inference(images)
+    threshold = model.merge_settings.score_thresh
+    scores = [x["instances"].scores for x in expected]
+    assert any(0 < (s >= threshold).sum() < len(s) for s in scores)
+    assert sum(map(len, asked)) == sum(int((s >= threshold).sum()) for s in scores)
+    for one, other in zip(found, expected, strict=True):
+        assert one.keys() == {"panoptic_seg"}
+        assert torch.equal(one["panoptic_seg"][0], other["panoptic_seg"][0])
+        assert one["panoptic_seg"][1] == other["panoptic_seg"][1]
+
+
+def test_without_detections_the_panoptic_map_alone_is_of_stuff():
+    model = tiny_model(merge_settings=MergeSettings(score_thresh=1.1, stuff_area_limit=1)).eval()
+    (found,), (expected,) = (f([make_input()]) for f in (model.panoptic_inference, model))
+    assert torch.equal(found["panoptic_seg"][0], expected["panoptic_seg"][0])
+    assert found["panoptic_seg"][0].any()
+
+
+@pytest.mark.parametrize("kwargs", [{"things": False}, {"panoptic_on": False}], ids=str)
+def test_a_model_without_panoptic_maps_says_so(kwargs):
+    with pytest.raises(RuntimeError, match="no panoptic output"):
+        tiny_model(**kwargs).eval().panoptic_inference([make_input()])
+
+
 def test_masks_of_given_boxes_are_taken_at_the_network_size():
     model = sure_of_something(tiny_model())
     with torch.no_grad():

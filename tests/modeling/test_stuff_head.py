@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from builders import CHANNELS, STUFF_LABELS, tiny_stuff_head
 from torch import nn
 
+from spatialflow.modeling import stuff_head
 from spatialflow.modeling.stuff_head import stuff_loss
 
 
@@ -100,6 +101,27 @@ def test_nearest_takes_the_rows_that_opencv_takes(side, output_side):
     )
     theirs = cv2.resize(rows[None].numpy(), (output_side, 1), interpolation=cv2.INTER_NEAREST)
     assert (ours.numpy() == theirs).all()
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("resize", [{}, {"align_corners": True}, {"resize": "nearest"}], ids=str)
+@pytest.mark.parametrize("size", [(75, 105), (31, 40), (50, 70)])
+@pytest.mark.parametrize("labels_at_a_time", [1, 2, 5])
+def test_labels_are_the_most_likely_ones(
+    monkeypatch, channels_last, resize, size, labels_at_a_time
+):
+    monkeypatch.setattr(stuff_head, "SCORES_AT_A_TIME", labels_at_a_time * size[0] * size[1])
+    torch.manual_seed(0)
+    scores = torch.randn(1, STUFF_LABELS, 64, 96).round()  # many are equal: the first one wins
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    (scores,) = scores.contiguous(memory_format=memory_format)
+    head, resized = tiny_stuff_head(**resize), []
+    postprocess = head.postprocess
+    head.postprocess = lambda *args: resized.append(postprocess(*args)) or resized[-1]
+    labels = head.postprocess_labels(scores, (50, 70), size)
+    assert [len(x) for x in resized] == {1: [1] * 5, 2: [2, 2, 1], 5: [5]}[labels_at_a_time]
+    assert labels.dtype == torch.int64
+    assert torch.equal(labels, postprocess(scores, (50, 70), size).max(dim=0).indices)
 
 
 def test_unknown_resize_is_named():

@@ -11,7 +11,7 @@ from detectron2.modeling.meta_arch.panoptic_fpn import combine_semantic_and_inst
 from detectron2.modeling.postprocessing import detector_postprocess, sem_seg_postprocess
 from torch import nn
 
-from spatialflow.modeling.pasted_masks import PastedMasks
+from spatialflow.modeling.mask_head import paste_masks
 from spatialflow.modeling.spatialflow import PYRAMID
 
 Stages = Iterator[tuple[str, Callable[[], Any]]]
@@ -44,19 +44,21 @@ def _spatialflow_stages(model: nn.Module, image: dict, s: SimpleNamespace) -> St
         return {"instances": detector.inference(s.predictions, anchors, sizes, sizes)}
 
     def masks() -> dict:
-        found = s.instances[0]
-        probabilities = model.predict_masks(s.features, [found], s.images.image_sizes)[0]
-        found.pred_masks = PastedMasks(probabilities, found.pred_boxes.tensor, found.image_size)
-        return {}
+        return {"masks": model.predict_masks(s.features, s.instances, s.images.image_sizes)[0]}
 
     def stuff() -> dict:
         sizes = s.images.image_sizes
         return {"stuff": model.stuff_scores(s.features, sizes, sizes)[0]}
 
+    def merge() -> dict:
+        found = s.instances[0]
+        found.pred_masks = paste_masks(s.masks, found)
+        return {"panoptic": model.merge(found, s.stuff)}
+
     yield "boxes, NMS", detect
     yield "masks", masks
     yield "stuff", stuff
-    yield "pasting, merge", lambda: {"panoptic": model.merge(s.instances[0], s.stuff)}
+    yield "pasting, merge", merge
 
 
 def _panoptic_fpn_stages(model: nn.Module, image: dict, s: SimpleNamespace) -> Stages:
