@@ -25,7 +25,7 @@ from torch import Tensor
 from spatialflow.data.file_names import file_below
 from spatialflow.evaluation.ground_truth import PanopticGroundTruth
 from spatialflow.evaluation.unannotated import UnannotatedImages
-from spatialflow.modeling.panoptic import MergeSettings, merge_panoptic
+from spatialflow.modeling.panoptic import MergeSettings, merge_panoptic, most_likely_labels
 
 FOLDER = "raw_outputs"
 INDEX = f"{FOLDER}.json"
@@ -40,8 +40,9 @@ def save_raw_output(path: str, instances: Instances, stuff_labels: Tensor) -> No
         instances: ``pred_boxes``, ``scores``, ``pred_classes`` and ``pred_masks`` (N, H, W) bool.
         stuff_labels: (H, W) integers below 256.
     """
-    masks = (mask.cpu().numpy() for mask in instances.pred_masks)  # pasted one at a time
-    runs = [mask_util.encode(np.asfortranarray(m, np.uint8))["counts"] for m in masks]
+    masks = instances.pred_masks.cpu().numpy().view(np.uint8)
+    # Encoded by columns; OpenCV's transposition is many times faster than numpy's or torch's.
+    runs = [mask_util.encode(cv2.transpose(mask).T)["counts"] for mask in masks]
     _, png = cv2.imencode(".png", stuff_labels.cpu().numpy().astype(np.uint8))
     os.makedirs(os.path.dirname(path), exist_ok=True)
     np.savez_compressed(
@@ -71,7 +72,6 @@ def load_raw_output(path: str) -> tuple[Instances, Tensor]:
             {"size": list(labels.shape), "counts": runs[start:end]}
             for start, end in zip([0, *ends], ends, strict=False)
         ]
-        # Decoded by columns; OpenCV's transposition is many times faster than numpy's or torch's.
         masks = [cv2.transpose(mask_util.decode(rle).T) for rle in rles]
     except FileNotFoundError as e:
         raise FileNotFoundError(f"Raw output {path} is not there.") from e
@@ -186,7 +186,7 @@ class RawOutputWriter(DatasetEvaluator):
         for image, output in zip(inputs, outputs, strict=True):
             stem = os.path.splitext(self._file_names[image["image_id"]])[0]
             file_name = file_below(FOLDER, f"{stem}.npz")
-            labels = output["sem_seg"].argmax(dim=0)
+            labels = most_likely_labels(output["sem_seg"])
             save_raw_output(os.path.join(self._output_dir, file_name), output["instances"], labels)
             self._written.append({"image_id": image["image_id"], "file_name": file_name})
 

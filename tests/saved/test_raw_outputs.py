@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from detectron2.layers import mask_ops
 from detectron2.structures import Boxes, Instances
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -74,6 +75,18 @@ def test_trainer_writes_them_when_asked(toy_datasets, tmp_path):
     assert 100 * counts.results()["All"]["pq"] == pytest.approx(
         results["panoptic_seg"]["PQ"], abs=1e-12
     )
+
+
+def test_an_evaluation_pastes_each_mask_once(toy_datasets, tmp_path, monkeypatch):
+    pasted = []
+    paste = mask_ops._do_paste_mask
+    monkeypatch.setattr(
+        mask_ops, "_do_paste_mask", lambda m, *a, **k: pasted.append(len(m)) or paste(m, *a, **k)
+    )
+    cfg = tiny_config(toy_datasets, tmp_path, overrides=["TEST.SAVE_RAW_OUTPUTS", True])
+    Trainer.test(cfg, Trainer.build_model(cfg))
+    raw = RawOutputs.open(str(tmp_path / "inference" / "tiny_val"))
+    assert sum(pasted) == sum(len(raw.load(i)[0]) for i in raw.files) > 0
 
 
 def test_nothing_is_unpickled(tmp_path):
