@@ -112,7 +112,12 @@ def add_spatialflow_config(cfg: CN) -> None:
     cfg.TEST.OPTIMIZE = CN({"ENABLED": False, "DTYPE": "float32", "COMPILE": False})
 
     # "SGD", as in the papers, or "AdamW", which trains small models from nothing faster.
+    # Detectron2's DefaultTrainer does not read it and always takes SGD: use
+    # spatialflow.engine.Trainer, or spatialflow.engine.build_optimizer in a trainer of your own.
     cfg.SOLVER.OPTIMIZER = "SGD"
+    # How many of the checkpoints of every CHECKPOINT_PERIOD to keep; 0, as in Detectron2: all.
+    # model_best.pth and model_final.pth are always kept.
+    cfg.SOLVER.CHECKPOINT_MAX_TO_KEEP = 0
     # The total batch size that BASE_LR and the schedule were chosen for. Training refuses to start
     # with another IMS_PER_BATCH until the schedule and this key are set to match.
     cfg.SOLVER.REFERENCE_IMS_PER_BATCH = cfg.SOLVER.IMS_PER_BATCH

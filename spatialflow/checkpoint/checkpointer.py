@@ -139,14 +139,14 @@ class SafeCheckpointer(DetectionCheckpointer):
         if not set(self.model.state_dict()) - set(incompatible.missing_keys):
             raise ValueError(
                 f"{self._source} has none of the model's tensors; the first in it: "
-                f"{_some(incompatible.unexpected_keys)}. Is it a file of another project?"
+                f"{name_some(incompatible.unexpected_keys)}. Is it a file of another project?"
             )
         missing = [k for k in incompatible.missing_keys if not k.endswith("num_batches_tracked")]
         missing = [k for k in missing if not self._starts_afresh(k)]
         if missing and self._complete:
             raise ValueError(
-                f"{self._source} lacks {len(missing)} of the model's tensors: {_some(missing)}. "
-                "They would stay random. Give weights trained with this config, or the config "
+                f"{self._source} lacks {len(missing)} of the model's tensors: {name_some(missing)}"
+                ". They would stay random. Give weights trained with this config, or the config "
                 "these weights were trained with."
             )
         outside_backbone = [k for k in missing if not k.startswith("backbone.bottom_up.")]
@@ -175,7 +175,7 @@ def refuse_non_finite(model: nn.Module, name: str) -> None:
     bad = [key for key, value in model.named_parameters() if not value.isfinite().all()]
     if bad:
         raise FloatingPointError(
-            f"Checkpoint {name} is not written: {_some(bad)} hold NaN or infinity. Resume from "
+            f"Checkpoint {name} is not written: {name_some(bad)} hold NaN or infinity. Resume from "
             "the last checkpoint with a lower SOLVER.BASE_LR or with SOLVER.CLIP_GRADIENTS."
         )
 
@@ -220,6 +220,7 @@ def _shape_message(source: str, incorrect_shapes: list[tuple]) -> str:
     )
 
 
-def _some(keys: list[str]) -> str:
+def name_some(keys: list[str]) -> str:
+    """The first ``MAX_NAMED`` keys, and how many there are beside them."""
     more = f" and {len(keys) - MAX_NAMED} more" if len(keys) > MAX_NAMED else ""
     return ", ".join(keys[:MAX_NAMED]) + more

@@ -55,12 +55,18 @@ def launch(
     elif num_gpus * num_machines > 1:
         # Detectron2 takes NCCL where CUDA is there, whatever MODEL.DEVICE says.
         environment["CUDA_VISIBLE_DEVICES"] = ""
-        cores = len(os.sched_getaffinity(0))
         environment["OMP_NUM_THREADS"] = os.getenv(
-            "OMP_NUM_THREADS", str(max(1, cores // num_gpus))
+            "OMP_NUM_THREADS", str(max(1, _usable_cores() // num_gpus))
         )
     with _environment(environment):
         start_processes(_run_together, num_gpus, num_machines, machine_rank, dist_url, (main, args))
+
+
+def _usable_cores() -> int:
+    """Cores that this process may use, or, on macOS and Windows, all there are."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _run_together(main: Callable[..., Any], args: tuple) -> None:

@@ -7,13 +7,15 @@ from collections.abc import Sequence
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.engine import DefaultTrainer, default_argument_parser, default_setup
+from detectron2.engine import default_argument_parser, default_setup
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 import spatialflow.modeling  # noqa: F401  registers the model
 from spatialflow.config import load_config
 from spatialflow.data import prepare_datasets
+
+from .optimizer import SCALING_RULES, auto_scale_workers, check_optimizer
 
 SCALED_KEYS = ("BASE_LR", "MAX_ITER", "STEPS", "WARMUP_ITERS")
 
@@ -90,7 +92,8 @@ def check_schedule(cfg: CfgNode) -> None:
 
     Raises:
         ValueError: SOLVER.IMS_PER_BATCH is not SOLVER.REFERENCE_IMS_PER_BATCH, the message has
-            the overrides of the linear scaling rule; or it cannot be split over the processes.
+            the overrides of the optimizer's scaling rule; or it cannot be split over the processes;
+            or SOLVER.OPTIMIZER is not known.
     """
     solver, world_size = cfg.SOLVER, comm.get_world_size()
     if solver.IMS_PER_BATCH < 1 or solver.IMS_PER_BATCH % world_size:
@@ -98,24 +101,27 @@ def check_schedule(cfg: CfgNode) -> None:
             f"SOLVER.IMS_PER_BATCH is {solver.IMS_PER_BATCH}, the total over all processes; it "
             f"must be a positive multiple of their number, {world_size}."
         )
+    check_optimizer(cfg)
     if solver.IMS_PER_BATCH == solver.REFERENCE_IMS_PER_BATCH:
         return
+    rule = SCALING_RULES[solver.OPTIMIZER]
     known = f"SOLVER.REFERENCE_IMS_PER_BATCH {solver.IMS_PER_BATCH}"
     raise ValueError(
         f"SOLVER.IMS_PER_BATCH is {solver.IMS_PER_BATCH}, but learning rate and schedule are for "
         f"batches of {solver.REFERENCE_IMS_PER_BATCH} (SOLVER.REFERENCE_IMS_PER_BATCH). Append "
-        f"the linearly scaled ones:\n  {' '.join(_scaled_overrides(cfg))} {known}\n"
+        f"the scaled ones, by {rule.name} scaling of the learning rate for {solver.OPTIMIZER}:\n"
+        f"  {' '.join(_scaled_overrides(cfg))} {known}\n"
         f"or, when the config's values are meant for this batch size, only:\n  {known}"
     )
 
 
 def _scaled_overrides(cfg: CfgNode) -> Sequence[str]:
-    """``KEY VALUE`` of the schedule for cfg's batch size, by Detectron2's rule for more workers."""
+    """``KEY VALUE`` of the schedule for cfg's batch size, each image being one worker's batch."""
     cfg = cfg.clone()
     cfg.defrost()
     batch = cfg.SOLVER.IMS_PER_BATCH
     cfg.SOLVER.IMS_PER_BATCH = cfg.SOLVER.REFERENCE_IMS_PER_BATCH
     cfg.SOLVER.REFERENCE_WORLD_SIZE = cfg.SOLVER.REFERENCE_IMS_PER_BATCH
-    scaled = DefaultTrainer.auto_scale_workers(cfg, batch).SOLVER
+    scaled = auto_scale_workers(cfg, batch).SOLVER
     values = {**scaled, "BASE_LR": float(f"{scaled.BASE_LR:.6g}"), "STEPS": f'"{scaled.STEPS}"'}
     return [f"SOLVER.{key} {values[key]}" for key in SCALED_KEYS]

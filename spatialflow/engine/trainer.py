@@ -9,6 +9,7 @@ import weakref
 from collections.abc import Iterator
 from typing import Any
 
+import detectron2.engine.hooks
 import numpy as np
 import torch
 from detectron2.config import CfgNode
@@ -20,7 +21,6 @@ from detectron2.engine import (
     create_ddp_model,
 )
 from detectron2.evaluation import DatasetEvaluator
-from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from torch import nn
@@ -35,7 +35,8 @@ from spatialflow.evaluation.tables import without_nan, write_csv
 from spatialflow.inference import with_views
 from spatialflow.modeling.class_layers import is_class_layer
 
-from .hooks import BestCheckpointer, FiniteLossGuard
+from .hooks import BestModelCheckpointer, FiniteGuard, PeriodicCheckpointer
+from .optimizer import auto_scale_workers, build_optimizer
 
 
 class Trainer(DefaultTrainer):
@@ -55,7 +56,7 @@ class Trainer(DefaultTrainer):
         TrainerBase.__init__(self)
         if cfg.TEST.ENSEMBLE.MEMBERS:
             raise ValueError("TEST.ENSEMBLE.MEMBERS: an ensemble is for --eval-only and demo.py.")
-        cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
+        cfg = self.auto_scale_workers(cfg, comm.get_world_size())
         self.cfg = _with_seed(cfg, cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed())
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
@@ -67,7 +68,7 @@ class Trainer(DefaultTrainer):
         inner_trainer = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
         loader = self.build_train_loader(self.cfg)
         self._trainer = inner_trainer(parallel_model, loader, optimizer)
-        self._trainer.register_hooks([FiniteLossGuard(model)])
+        self._trainer.register_hooks([FiniteGuard(model, optimizer, cfg.SOLVER.AMP.ENABLED)])
         self.checkpointer = SafeCheckpointer(
             model,
             cfg.OUTPUT_DIR,
@@ -89,25 +90,13 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-        """Detectron2's SGD, or AdamW on the same groups of parameters (SOLVER.OPTIMIZER).
+        """What SOLVER.OPTIMIZER names, see :func:`spatialflow.engine.build_optimizer`."""
+        return build_optimizer(cfg, model)
 
-        Raises:
-            ValueError: another optimizer.
-        """
-        solver = cfg.SOLVER
-        if solver.OPTIMIZER == "SGD":
-            return super().build_optimizer(cfg, model)
-        if solver.OPTIMIZER != "AdamW":
-            raise ValueError(f"SOLVER.OPTIMIZER is {solver.OPTIMIZER!r}; give 'SGD' or 'AdamW'.")
-        groups = get_default_optimizer_params(
-            model,
-            base_lr=solver.BASE_LR,
-            weight_decay_norm=solver.WEIGHT_DECAY_NORM,
-            bias_lr_factor=solver.BIAS_LR_FACTOR,
-            weight_decay_bias=solver.WEIGHT_DECAY_BIAS,
-        )
-        optimizer = torch.optim.AdamW(groups, solver.BASE_LR, weight_decay=solver.WEIGHT_DECAY)
-        return maybe_add_gradient_clipping(cfg, optimizer)
+    @staticmethod
+    def auto_scale_workers(cfg: CfgNode, num_workers: int) -> CfgNode:
+        """Detectron2's, with the scaling rule of the optimizer."""
+        return auto_scale_workers(cfg, num_workers)
 
     def run_step(self) -> None:
         """One iteration, with random numbers that depend on seed, iteration and process only."""
@@ -125,18 +114,35 @@ class Trainer(DefaultTrainer):
         self.cfg = _with_seed(self.cfg, state_dict["seed"])
 
     def build_hooks(self) -> list:
-        """Detectron2's hooks, and the checkpoint of the best PQ behind the evaluation."""
+        """Detectron2's hooks, and the checkpoint of the best PQ behind the evaluation.
+
+        Raises:
+            ValueError: SOLVER.CHECKPOINT_MAX_TO_KEEP is negative.
+        """
+        solver = self.cfg.SOLVER
+        if solver.CHECKPOINT_MAX_TO_KEEP < 0:
+            raise ValueError(
+                f"SOLVER.CHECKPOINT_MAX_TO_KEEP is {solver.CHECKPOINT_MAX_TO_KEEP}; give how many "
+                "checkpoints to keep, or 0 to keep all."
+            )
         hooks = super().build_hooks()
+        for i, hook in enumerate(hooks):
+            if isinstance(hook, detectron2.engine.hooks.PeriodicCheckpointer):
+                hooks[i] = PeriodicCheckpointer(
+                    self.checkpointer,
+                    solver.CHECKPOINT_PERIOD,
+                    max_to_keep=solver.CHECKPOINT_MAX_TO_KEEP or None,
+                )
         if comm.is_main_process() and self.cfg.DATASETS.TEST:
             names = self.cfg.DATASETS.TEST
             prefix = f"{names[0]}/" if len(names) > 1 else ""
-            writer = hooks.pop()
-            best = BestCheckpointer(
+            best = BestModelCheckpointer(
                 self.cfg.TEST.EVAL_PERIOD,
-                _WeightsOnly(self.model, self.cfg.OUTPUT_DIR),
+                self.model,
+                self.cfg.OUTPUT_DIR,
                 f"{prefix}panoptic_seg/PQ",
             )
-            hooks += [best, writer]
+            hooks.insert(-1, best)  # before the writer
         return hooks
 
     @classmethod
@@ -202,13 +208,6 @@ class UserData:
             if batch is None:
                 return
             yield batch
-
-
-class _WeightsOnly(SafeCheckpointer):
-    """Writes checkpoints that training does not resume from."""
-
-    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
-        pass
 
 
 def _with_seed(cfg: CfgNode, seed: int) -> CfgNode:

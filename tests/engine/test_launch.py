@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 
 import pytest
 from recorded_run import in_processes, run
@@ -60,6 +61,19 @@ def test_nan_in_one_process_stops_all_with_its_images(reports):
 def test_environment_is_as_before(reports):
     assert os.environ["OMP_NUM_THREADS"] == "1"
     assert os.environ.get("CUDA_VISIBLE_DEVICES") != ""
+
+
+def test_processes_start_where_the_affinity_of_a_process_is_unknown(monkeypatch):
+    """On macOS and Windows, where the threads are shared out by the number of all cores."""
+    monkeypatch.delattr("os.sched_getaffinity", raising=False)
+    monkeypatch.setattr("os.cpu_count", lambda: 6)
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    seen = []
+    module = sys.modules["spatialflow.engine.launch"]
+    threads = lambda *_: seen.append(os.environ["OMP_NUM_THREADS"])  # noqa: E731
+    monkeypatch.setattr(module, "start_processes", threads)
+    launch(bug, 2, device="cpu")
+    assert seen == ["3"]
 
 
 def test_more_processes_than_gpus_are_refused(monkeypatch):

@@ -9,6 +9,7 @@ from detectron2.utils import comm
 from tiny_runs import CONFIG, tiny_overrides
 
 from spatialflow.config import load_config
+from spatialflow.engine import Trainer
 from spatialflow.engine.setup import argument_parser, check_device, check_schedule, setup
 
 
@@ -39,20 +40,45 @@ def test_amp_needs_cuda():
         check_device(config("MODEL.DEVICE", "cpu", "SOLVER.AMP.ENABLED", "True"))
 
 
-def test_other_batch_size_gives_overrides_that_fit_when_pasted():
+@pytest.mark.parametrize(
+    ("optimizer", "batch", "rate"),
+    [("SGD", 4, 0.01), ("SGD", 32, 0.08), ("AdamW", 2, 0.01), ("AdamW", 32, 0.04)],
+)
+def test_other_batch_size_gives_overrides_that_fit_when_pasted(optimizer, batch, rate):
+    """Linear scaling for SGD, square-root scaling for AdamW; the schedule is linear for both."""
     base = config(
+        *("SOLVER.OPTIMIZER", optimizer),
         *("SOLVER.BASE_LR", "0.02", "SOLVER.MAX_ITER", "300", "SOLVER.STEPS", "(210, 270)"),
-        *("SOLVER.WARMUP_ITERS", "50", "SOLVER.IMS_PER_BATCH", "4"),
+        *("SOLVER.WARMUP_ITERS", "50", "SOLVER.IMS_PER_BATCH", str(batch)),
     )
     assert base.SOLVER.REFERENCE_IMS_PER_BATCH == 8
-    with pytest.raises(ValueError, match=r"SOLVER\.IMS_PER_BATCH is 4.*batches of 8") as error:
+    with pytest.raises(ValueError, match=rf"SOLVER\.IMS_PER_BATCH is {batch}.*of 8") as error:
         check_schedule(base)
+    rule = {"SGD": "linear", "AdamW": "square-root"}[optimizer]
+    assert f"by {rule} scaling of the learning rate for {optimizer}:" in str(error.value)
     pasted = re.search(r"^  (SOLVER\.BASE_LR .*)$", str(error.value), re.M)[1]
     base.merge_from_list(shlex.split(pasted))
     check_schedule(base)
     solver = base.SOLVER
-    assert abs(solver.BASE_LR - 0.01) < 1e-9
-    assert (solver.MAX_ITER, solver.STEPS, solver.WARMUP_ITERS) == (600, (420, 540), 100)
+    assert abs(solver.BASE_LR - rate) < 1e-9
+    expected = [round(n * 8 / batch) for n in (300, 210, 270, 50)]
+    assert [solver.MAX_ITER, *solver.STEPS, solver.WARMUP_ITERS] == expected
+
+
+@pytest.mark.parametrize(("optimizer", "rate"), [("SGD", 0.04), ("AdamW", 0.02)])
+def test_schedule_of_more_workers_has_the_rule_of_the_optimizer(optimizer, rate):
+    cfg = config("SOLVER.OPTIMIZER", optimizer, "SOLVER.BASE_LR", "0.01")
+    cfg.SOLVER.REFERENCE_WORLD_SIZE = 2
+    cfg.freeze()
+    scaled = Trainer.auto_scale_workers(cfg, 8)
+    assert abs(scaled.SOLVER.BASE_LR - rate) < 1e-9
+    assert (scaled.SOLVER.IMS_PER_BATCH, scaled.SOLVER.MAX_ITER) == (32, 125)
+    assert scaled.is_frozen() and cfg.SOLVER.BASE_LR == 0.01
+
+
+def test_unknown_optimizer_is_refused_before_anything_is_built():
+    with pytest.raises(ValueError, match=r"SOLVER\.OPTIMIZER is 'Lion'; give 'SGD' or 'AdamW'"):
+        check_schedule(config("SOLVER.OPTIMIZER", "Lion"))
 
 
 def test_other_batch_size_can_be_meant():

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from detectron2.engine import DefaultTrainer
 from panopticapi.evaluation import pq_compute
-from recorded_run import Poison, make_trainer, run
+from recorded_run import KilledBefore, Poison, make_trainer, run
 from tiny_runs import tiny_config
 
-from spatialflow.engine import Trainer
+from spatialflow.engine import Trainer, build_optimizer
 from spatialflow.errors import UserError
 
 
@@ -84,7 +85,8 @@ def test_checkpoints_and_results_are_written(whole_run):
     }
     # The best checkpoint has weights only, so training never resumes from it.
     assert (output / "last_checkpoint").read_text() == "model_final.pth"
-    assert set(torch.load(output / "model_best.pth", weights_only=True)) == {"model", "iteration"}
+    best = torch.load(output / "model_best.pth", weights_only=True)
+    assert set(best) == {"model", "iteration", "metrics"}
     results = json.loads((output / "results.json").read_text())
     assert set(results) == {"tiny_val"}
     assert set(results["tiny_val"]) == {"panoptic_seg", "bbox", "segm", "sem_seg"}
@@ -133,22 +135,117 @@ def test_predictions_are_saved_when_asked(whole_run, toy_datasets, tmp_path):
     assert {"id", "category_id", "isthing", "area", "score"} in [set(s) for s in segments]
 
 
-def test_best_value_survives_resuming(toy_datasets, tmp_path):
-    overrides = ["TEST.EVAL_PERIOD", 1, "SOLVER.CHECKPOINT_PERIOD", 3, "SOLVER.STEPS", ()]
-    scores = iter([10.0, 30.0, 20.0, 25.0])
+def scored_trainer(scores):
+    """A Trainer whose evaluations give these PQs, one after the other."""
+    remaining = iter(scores)
 
     class Scored(Trainer):
         @classmethod
         def test(cls, cfg, model, evaluators=None):
-            return {"panoptic_seg": {"PQ": next(scores)}}
+            return {"panoptic_seg": {"PQ": next(remaining)}}
 
-    def best(max_iter, resume):
-        trainer = Scored(tiny_config(toy_datasets, tmp_path, max_iter, overrides))
-        trainer.resume_or_load(resume=resume)
-        trainer.train()
-        return torch.load(tmp_path / "model_best.pth", weights_only=True)["iteration"]
+    return Scored
 
-    assert best(3, resume=False) == best(4, resume=True) == 1
+
+def train_scored(trainer_class, cfg, resume):
+    """Train, and return iteration and metrics in model_best.pth."""
+    trainer = trainer_class(cfg)
+    trainer.resume_or_load(resume=resume)
+    trainer.train()
+    best = torch.load(Path(cfg.OUTPUT_DIR, "model_best.pth"), weights_only=True)
+    return best["iteration"], best["metrics"]
+
+
+@pytest.mark.parametrize(
+    ("period", "stop"),
+    [(3, 3), (2, 3), (1, 2)],
+    ids=["between", "kept by the checkpoint before", "at the checkpoint resumed from"],
+)
+def test_best_model_survives_resuming(toy_datasets, tmp_path, period, stop):
+    """The best evaluation is at iteration 1, with and without a checkpoint of that iteration."""
+    overrides = ["TEST.EVAL_PERIOD", 1, "SOLVER.CHECKPOINT_PERIOD", period, "SOLVER.STEPS", ()]
+    trainer = scored_trainer([10.0, 50.0, 20.0, 30.0, 25.0, 15.0])
+    config = lambda n: tiny_config(toy_datasets, tmp_path, n, overrides)  # noqa: E731
+    expected = (1, {"panoptic_seg/PQ": 50.0})
+    first = trainer(config(6))
+    first.register_hooks([KilledBefore(stop)])
+    first.resume_or_load(resume=False)
+    with pytest.raises(KeyboardInterrupt):
+        first.train()
+    assert train_scored(trainer, config(5), resume=True) == expected
+
+
+def test_a_run_that_does_not_resume_has_its_own_best_model(toy_datasets, tmp_path):
+    overrides = ["TEST.EVAL_PERIOD", 1, "SOLVER.STEPS", ()]
+    cfg = tiny_config(toy_datasets, tmp_path, 2, overrides)
+    assert train_scored(scored_trainer([50.0, 50.0]), cfg, resume=False)[1] == {
+        "panoptic_seg/PQ": 50.0
+    }
+    assert train_scored(scored_trainer([10.0, 10.0]), cfg, resume=False)[1] == {
+        "panoptic_seg/PQ": 10.0
+    }
+
+
+def test_best_model_of_another_metric_is_replaced_with_a_warning(toy_datasets, tmp_path, caplog):
+    overrides = ["TEST.EVAL_PERIOD", 1, "SOLVER.STEPS", ()]
+    train_scored(scored_trainer([50.0, 50.0]), tiny_config(toy_datasets, tmp_path, 2, overrides), 0)
+    two = [*overrides, "DATASETS.TEST", ("tiny_train", "tiny_val")]
+
+    class Scored(Trainer):
+        @classmethod
+        def test(cls, cfg, model, evaluators=None):
+            return {n: {"panoptic_seg": {"PQ": 10.0}} for n in cfg.DATASETS.TEST}
+
+    best = train_scored(Scored, tiny_config(toy_datasets, tmp_path, 4, two), resume=True)
+    assert best == (2, {"tiny_train/panoptic_seg/PQ": 10.0})
+    assert "model_best.pth has no tiny_train/panoptic_seg/PQ" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("keep", "kept"),
+    [
+        (0, {0, 1, 2, 3, 4, 5}),
+        (1, {5}),
+        (2, {4, 5}),
+        (9, {0, 1, 2, 3, 4, 5}),
+    ],
+)
+def test_as_many_checkpoints_are_kept_as_the_config_says(toy_datasets, tmp_path, keep, kept):
+    overrides = ["SOLVER.CHECKPOINT_PERIOD", 1, "SOLVER.STEPS", (), "TEST.EVAL_PERIOD", 2]
+    overrides += ["SOLVER.CHECKPOINT_MAX_TO_KEEP", keep]
+    trainer = scored_trainer([50.0, 10.0, 10.0, 10.0])
+    first = trainer(tiny_config(toy_datasets, tmp_path, 6, overrides))
+    first.register_hooks([KilledBefore(4)])
+    with pytest.raises(KeyboardInterrupt):
+        first.train()
+    (tmp_path / "model_mine.pth").touch()
+    train_scored(trainer, tiny_config(toy_datasets, tmp_path, 6, overrides), resume=True)
+    names = {f"model_{i:07d}.pth" for i in kept}
+    left = {path.name for path in tmp_path.glob("*.pth")}
+    assert left == names | {"model_final.pth", "model_best.pth", "model_mine.pth"}
+    assert (tmp_path / "last_checkpoint").read_text() == "model_final.pth"
+
+
+def test_fewer_checkpoints_can_be_kept_after_resuming(toy_datasets, tmp_path):
+    overrides = ["SOLVER.CHECKPOINT_PERIOD", 1, "SOLVER.STEPS", (), "DATASETS.TEST", ()]
+    run(tiny_config(toy_datasets, tmp_path, 4, overrides))
+    fewer = [*overrides, "SOLVER.CHECKPOINT_MAX_TO_KEEP", 2]
+    run(tiny_config(toy_datasets, tmp_path, 5, fewer), resume=True)
+    left = {path.name for path in tmp_path.glob("*.pth")}
+    assert left == {"model_0000003.pth", "model_0000004.pth", "model_final.pth"}
+
+
+def test_checkpoints_of_another_run_are_not_deleted(toy_datasets, tmp_path):
+    overrides = ["SOLVER.CHECKPOINT_PERIOD", 1, "SOLVER.STEPS", (), "DATASETS.TEST", ()]
+    run(tiny_config(toy_datasets, tmp_path, 4, overrides))
+    (tmp_path / "last_checkpoint").unlink()
+    run(tiny_config(toy_datasets, tmp_path, 1, [*overrides, "SOLVER.CHECKPOINT_MAX_TO_KEEP", 1]))
+    assert len(list(tmp_path.glob("model_0*.pth"))) == 4
+
+
+def test_negative_number_of_checkpoints_is_refused(toy_datasets, tmp_path):
+    with pytest.raises(ValueError, match=r"SOLVER\.CHECKPOINT_MAX_TO_KEEP is -1"):
+        Trainer(tiny_config(toy_datasets, tmp_path, 1, ["SOLVER.CHECKPOINT_MAX_TO_KEEP", -1]))
 
 
 def test_nan_loss_stops_before_the_step(toy_datasets, tmp_path):
@@ -166,6 +263,43 @@ def test_nan_loss_stops_before_the_step(toy_datasets, tmp_path):
     assert all(value.isfinite().all() for value in trainer.model.parameters())
     assert {p.name for p in tmp_path.glob("*.pth")} == {"model_0000001.pth"}
     assert (tmp_path / "last_checkpoint").read_text() == "model_0000001.pth"
+
+
+class Overflow(torch.autograd.Function):
+    """x + 0, whose gradient is infinite."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad * float("inf")
+
+
+def test_gradient_that_is_not_finite_stops_before_the_step(toy_datasets, tmp_path):
+    trainer, recorder = make_trainer(tiny_config(toy_datasets, tmp_path, max_iter=6))
+    weights = []
+
+    def overflow(module, inputs, output):
+        if trainer.iter == 3 and module.training:
+            weights.extend(p.detach().clone() for p in trainer.model.parameters())
+            return Overflow.apply(output)
+        return output
+
+    trainer.model.thing_head.mask_head.predictor.register_forward_hook(overflow)
+    with pytest.raises(FloatingPointError) as error:
+        trainer.train()
+    message = str(error.value)
+    assert message.startswith("The gradient (of finite losses) is not finite at iteration 3; ")
+    assert "the weights were not changed" in message
+    assert "gradient of backbone." in message and "loss_mask 0." in message
+    for image in next(iter(Trainer.build_train_loader(trainer.cfg, start_iter=3))):
+        assert image["file_name"] in message
+    assert len(recorder.rows) == 3
+    for before, after in zip(weights, trainer.model.parameters(), strict=True):
+        assert torch.equal(before, after)
+    assert {p.name for p in tmp_path.glob("*.pth")} == {"model_0000001.pth"}
 
 
 def test_damaged_image_is_the_users_error(toy_datasets, tmp_path):
@@ -187,16 +321,25 @@ def test_stopped_and_resumed_with_amp_keeps_the_scale(toy_datasets, tmp_path):
     second.train()
 
 
-def test_optimizer_is_the_one_the_config_names(toy_datasets, tmp_path):
+class PlainTrainer(DefaultTrainer):
+    """Detectron2's trainer as a script of one's own has it."""
+
+    @classmethod
+    def build_optimizer(cls, cfg, model):
+        return build_optimizer(cfg, model)
+
+
+@pytest.mark.parametrize("trainer", [Trainer, PlainTrainer])
+def test_optimizer_is_the_one_the_config_names(toy_datasets, tmp_path, trainer):
     model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.GroupNorm(2, 4))
     overrides = ["SOLVER.OPTIMIZER", "AdamW", "SOLVER.WEIGHT_DECAY_NORM", 0.0]
     cfg = tiny_config(toy_datasets, tmp_path, overrides=overrides)
-    optimizer = Trainer.build_optimizer(cfg, model)
+    optimizer = trainer.build_optimizer(cfg, model)
     assert isinstance(optimizer, torch.optim.AdamW)
     decays = {id(p): g["weight_decay"] for g in optimizer.param_groups for p in g["params"]}
     assert decays[id(model[0].weight)] == cfg.SOLVER.WEIGHT_DECAY > 0
     assert decays[id(model[1].weight)] == 0
-    sgd = Trainer.build_optimizer(tiny_config(toy_datasets, tmp_path), model)
+    sgd = trainer.build_optimizer(tiny_config(toy_datasets, tmp_path), model)
     assert isinstance(sgd, torch.optim.SGD)
 
 

@@ -27,6 +27,17 @@ class Recorder(HookBase):
         self.rows.append({name: latest[name][0] for name in sorted(names)})
 
 
+class KilledBefore(HookBase):
+    """Stops training before an iteration, with all the hooks of the one before it run."""
+
+    def __init__(self, iteration):
+        self.iteration = iteration
+
+    def before_step(self):
+        if self.trainer.iter == self.iteration:
+            raise KeyboardInterrupt
+
+
 class Poison:
     """A model's forward hook that makes the losses NaN from an iteration on."""
 
