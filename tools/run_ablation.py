@@ -6,12 +6,14 @@
         --configs toy/ablations/naive.yaml toy/spatialflow_toy.yaml
 
 Runs that are finished are not repeated, so that a stopped ablation goes on where it was; an
-unfinished one is resumed from its last checkpoint.
+unfinished one is resumed from its last checkpoint. Each run has a folder below --output, with a
+record of config, overrides and seed: a folder whose record says otherwise is refused.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import platform
 import statistics
@@ -24,9 +26,13 @@ import torch
 from tabulate import tabulate
 from tqdm import tqdm
 
-from spatialflow import model_zoo
+from spatialflow import load_config, model_zoo
+from spatialflow.checkpoint.checkpointer import atomic_write
 
 TRAIN_NET = Path(__file__).resolve().parents[1] / "train_net.py"
+RECORD = "ablation_run.json"
+"""File in the folder of a run that says which run it is."""
+OTHER_FOLDER = "Give another --output, or remove this folder to train anew."
 METRICS = {
     "PQ": ("panoptic_seg", "PQ"),
     "PQ Th": ("panoptic_seg", "PQ_th"),
@@ -36,26 +42,82 @@ METRICS = {
 }
 
 
-def train(config: str, seed: int, output: Path, opts: Sequence[str]) -> dict:
+def run_folder(output: Path, config: str, seed: int) -> Path:
+    """Folder of a run: the whole name of the config, since many differ in their folder only."""
+    return output / config.removesuffix(".yaml").replace("/", "__") / f"seed_{seed}"
+
+
+def describe_run(config: str, seed: int, opts: Sequence[str]) -> dict:
+    """What makes a run the one it is.
+
+    Args:
+        config: name in the model zoo.
+        seed: SEED of the run.
+        opts: ``KEY VALUE ...`` overrides.
+
+    Returns:
+        These three, and the SHA-256 of the whole config that they give.
+    """
+    cfg = load_config(model_zoo.get_config_file(config), [*opts, "SEED", str(seed)])
+    digest = hashlib.sha256(cfg.dump().encode()).hexdigest()
+    return {"config": config, "seed": seed, "opts": list(opts), "config_sha256": digest}
+
+
+def claim(folder: Path, run: dict) -> None:
+    """Make the folder of a run, with a record of which run it is.
+
+    Raises:
+        SystemExit: the folder is another run's, or nobody knows whose.
+    """
+    record = folder / RECORD
+    if not record.exists():
+        if folder.exists() and any(folder.iterdir()):
+            raise SystemExit(f"{folder} has files but no {RECORD}. {OTHER_FOLDER}")
+        folder.mkdir(parents=True, exist_ok=True)
+        with atomic_write(str(record), "w") as f:
+            json.dump(run, f, indent=2)
+        return
+    found = json.loads(record.read_text())
+    if found == run:
+        return
+    different = [key for key in run if found.get(key) != run[key]]
+    raise SystemExit(
+        f"{folder} is the folder of another run than the one asked for:\n"
+        + "\n".join(f"  {key}: {found.get(key)} there, {run[key]} asked for" for key in different)
+        + f"\n(config_sha256 is of the config with all that it inherits.) {OTHER_FOLDER}"
+    )
+
+
+def train(run: dict, folder: Path) -> dict:
     """Train one config with one seed, unless that is done, and return its results.
+
+    Args:
+        run: see :func:`describe_run`.
+        folder: of the run, see :func:`claim`.
 
     Raises:
         SystemExit: the training failed; its log is named.
     """
-    results = output / "results.json"
+    results = folder / "results.json"
     if not results.exists():
-        output.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, str(TRAIN_NET), "--config-file", config, "--resume"]
-        command += ["SEED", str(seed), "OUTPUT_DIR", str(output), "TEST.EVAL_PERIOD", "0", *opts]
-        with (output / "stdout.txt").open("w") as log:
+        path = model_zoo.get_config_file(run["config"])
+        command = [sys.executable, str(TRAIN_NET), "--config-file", path, "--resume"]
+        # What decides about folder and seed comes last, where nothing overrides it.
+        command += ["TEST.EVAL_PERIOD", "0", *run["opts"]]
+        command += ["SEED", str(run["seed"]), "OUTPUT_DIR", str(folder)]
+        with (folder / "stdout.txt").open("w") as log:
             if subprocess.run(command, stdout=log, stderr=subprocess.STDOUT).returncode:
-                raise SystemExit(f"{config} with seed {seed} failed; see {output}/stdout.txt")
+                raise SystemExit(
+                    f"{run['config']} with seed {run['seed']} failed; see {folder}/stdout.txt"
+                )
     (by_metric,) = json.loads(results.read_text()).values()
     return by_metric
 
 
 def as_table(results: dict[str, list[dict]]) -> str:
     """Markdown: a row for each config with mean and standard deviation over its seeds.
+
+    A single seed has no deviation and is given alone.
 
     Args:
         results: evaluation results of each run, by config.
@@ -65,10 +127,10 @@ def as_table(results: dict[str, list[dict]]) -> str:
         row = [config]
         for task, metric in METRICS.values():
             values = [run[task][metric] for run in runs]
-            spread = statistics.stdev(values) if len(values) > 1 else 0.0
-            row.append(f"{statistics.mean(values):.1f} ± {spread:.1f}")
+            spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+            row.append(f"{statistics.mean(values):.1f}{spread}")
         rows.append(row)
-    return tabulate(rows, ["config", *METRICS], tablefmt="github")
+    return tabulate(rows, ["config", *METRICS], tablefmt="github", disable_numparse=True)
 
 
 def describe_machine() -> str:
@@ -90,12 +152,17 @@ def main() -> None:
     results: dict[str, list[dict]] = {config: [] for config in args.configs}
     # Seed by seed, so that a stopped ablation has compared something.
     runs = [(config, seed) for seed in args.seeds for config in args.configs]
-    for config, seed in tqdm(runs, desc="Runs"):
-        folder = args.output / Path(config).stem / f"seed_{seed}"
-        path = model_zoo.get_config_file(config)
-        results[config].append(train(path, seed, folder, args.opts))
+    wanted = [describe_run(config, seed, args.opts) for config, seed in runs]
+    folders = [run_folder(args.output, config, seed) for config, seed in runs]
+    for run, folder in zip(wanted, folders, strict=True):
+        claim(folder, run)  # all of them first, so that a mix-up shows before hours of training
+    for run, folder in zip(tqdm(wanted, desc="Runs"), folders, strict=True):
+        results[run["config"]].append(train(run, folder))
+    seeds = ", ".join(map(str, args.seeds))
     lines = [
-        f"Mean and standard deviation over seeds {', '.join(map(str, args.seeds))}.",
+        f"Mean and standard deviation over seeds {seeds}."
+        if len(args.seeds) > 1
+        else f"One run each, seed {seeds}.",
         f"Machine: {describe_machine()}.",
         f"Overrides: `{' '.join(args.opts)}`." if args.opts else "The configs as they are.",
         "",
