@@ -34,6 +34,7 @@ from spatialflow.evaluation import build_evaluator, format_comparison, format_re
 from spatialflow.evaluation.tables import without_nan, write_csv
 from spatialflow.inference import with_views
 from spatialflow.modeling.class_layers import is_class_layer
+from spatialflow.modeling.norms import warn_of_syncbn_in_one_process
 
 from .hooks import BestModelCheckpointer, FiniteGuard, PeriodicCheckpointer
 from .optimizer import auto_scale_workers, build_optimizer
@@ -58,6 +59,7 @@ class Trainer(DefaultTrainer):
             raise ValueError("TEST.ENSEMBLE.MEMBERS: an ensemble is for --eval-only and demo.py.")
         cfg = self.auto_scale_workers(cfg, comm.get_world_size())
         self.cfg = _with_seed(cfg, cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed())
+        warn_of_syncbn_in_one_process(cfg)
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
         model = self.build_model(cfg)

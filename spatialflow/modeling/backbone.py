@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import logging
-
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY
 from detectron2.modeling.backbone.fpn import FPN, LastLevelP6P7
 from detectron2.modeling.backbone.resnet import ResNet, build_resnet_backbone
-from detectron2.utils import comm
 from torch import Tensor
 
 from .deform_conv import DeformBottleneckBlock
-
-logger = logging.getLogger(__name__)
+from .norms import norm_for_processes
 
 
 class LastLevelP6P7NoRelu(LastLevelP6P7):
@@ -34,7 +30,7 @@ def build_spatialflow_resnet_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
         bottom_up=bottom_up,
         in_features=cfg.MODEL.FPN.IN_FEATURES,
         out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
-        norm=cfg.MODEL.FPN.NORM,
+        norm=norm_for_processes(cfg.MODEL.FPN.NORM, cfg.MODEL.DEVICE),
         top_block=last_level(bottom_up.output_shape()["res5"].channels, cfg.MODEL.FPN.OUT_CHANNELS),
         fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
     )
@@ -69,20 +65,3 @@ def build_resnet(cfg, input_shape: ShapeSpec) -> ResNet:
                 deformable_groups=resnets.DEFORM_NUM_GROUPS,
             )
     return resnet
-
-
-def norm_for_processes(norm: str, device: str) -> str:
-    """The norm that stands for ``norm`` with the processes and the device there are.
-
-    SyncBN is batch norm in a single process, and on the CPU Detectron2's implementation in
-    Python, as torch's needs CUDA. The weights have the same names in all of them.
-    """
-    if norm != "SyncBN":
-        return norm
-    if comm.get_world_size() == 1:
-        logger.warning(
-            "SyncBN is plain BN in a single process: its statistics are those of this process's "
-            "images alone."
-        )
-        return "BN"
-    return norm if device.startswith("cuda") else "naiveSyncBN"

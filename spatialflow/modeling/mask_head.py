@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from .class_layers import COCO_THINGS, scale_msra_fill
 from .loss_normalizer import mean_over_processes
+from .norms import norm_for_processes
 
 REGIONS_AT_A_TIME_ON_CPU = 32
 """So that what a layer makes has less than the 32 MB that glibc keeps for the next layer: 100 masks
@@ -67,7 +68,7 @@ class ThingHead(nn.Module):
             ShapeSpec(channels=shapes[0].channels, height=size, width=size),
             num_classes=cfg.MODEL.RETINANET.NUM_CLASSES,
             conv_dims=[head.CONV_DIM] * (head.NUM_CONV + 1),
-            conv_norm=head.NORM,
+            conv_norm=norm_for_processes(head.NORM, cfg.MODEL.DEVICE),
         )
         # As in the authors' code; Detectron2's N(0, 0.001) hardly lets a gradient through at first.
         weight_init.c2_msra_fill(mask_head.predictor)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from .class_layers import COCO_STUFF_LABELS, scale_msra_fill
 from .loss_normalizer import mean_over_processes
+from .norms import norm_for_processes
 
 SCORES_AT_A_TIME = 2**26
 """Scores at the output size that :meth:`StuffHead.postprocess_labels` holds at most, 256 MB, or
@@ -68,7 +69,7 @@ class StuffHead(SemSegFPNHead):
             "conv_dims": head.CONVS_DIM,
             "common_stride": head.COMMON_STRIDE,
             "loss_weight": head.LOSS_WEIGHT,
-            "norm": head.NORM,
+            "norm": norm_for_processes(head.NORM, cfg.MODEL.DEVICE),
             "ignore_value": head.IGNORE_VALUE,
             "align_corners": cfg.MODEL.SPATIALFLOW.ALIGN_CORNERS,
             "resize": cfg.MODEL.SPATIALFLOW.STUFF_RESIZE,

@@ -5,7 +5,7 @@ import os
 import sys
 
 import pytest
-from recorded_run import in_processes, run
+from recorded_run import everywhere, in_processes, run, syncbn_in_processes
 from tiny_runs import tiny_config
 
 from spatialflow.checkpoint import SafeCheckpointer
@@ -56,6 +56,17 @@ def test_nan_in_one_process_stops_all_with_its_images(reports):
     assert "iteration 1;" in main["message"]
     assert "process 1: " in main["message"] and "process 0: " not in main["message"]
     assert main["message"].count("  image ") == 1
+
+
+def test_syncbn_everywhere_is_bn_over_all_processes(toy_datasets, tmp_path):
+    launch(syncbn_in_processes, 2, args=(str(toy_datasets), str(tmp_path / "two")), device="cpu")
+    rows = json.loads((tmp_path / "two" / "report_0.json").read_text())
+    cfg = tiny_config(toy_datasets, tmp_path / "one", 4, everywhere("BN"))
+    _, expected = run(cfg)
+    for one, two in zip(expected[:3], rows[:3], strict=True):
+        assert two == pytest.approx(one, rel=1e-3)
+    # In the last iteration one of the processes had no regions.
+    assert set(rows[3]) == set(expected[3]) and rows[3]["loss_mask"] > 0
 
 
 def test_environment_is_as_before(reports):

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 from detectron2.engine import DefaultTrainer
+from detectron2.modeling import build_model
 from panopticapi.evaluation import pq_compute
-from recorded_run import KilledBefore, Poison, make_trainer, run
+from recorded_run import KilledBefore, Poison, everywhere, make_trainer, run
 from tiny_runs import tiny_config
 
 from spatialflow.engine import Trainer, build_optimizer
@@ -300,6 +301,17 @@ def test_gradient_that_is_not_finite_stops_before_the_step(toy_datasets, tmp_pat
     for before, after in zip(weights, trainer.model.parameters(), strict=True):
         assert torch.equal(before, after)
     assert {p.name for p in tmp_path.glob("*.pth")} == {"model_0000001.pth"}
+
+
+@pytest.mark.parametrize("norm", ["SyncBN", "GN"])
+def test_syncbn_in_one_process_is_said_when_it_trains(toy_datasets, tmp_path, caplog, norm):
+    cfg = tiny_config(toy_datasets, tmp_path, 2, everywhere(norm))
+    build_model(cfg).eval()
+    assert "SyncBN" not in caplog.text
+    Trainer(cfg)
+    warnings = [r.getMessage() for r in caplog.records if "SyncBN is plain BN" in r.getMessage()]
+    assert len(warnings) == (norm == "SyncBN")
+    assert all("MODEL.RESNETS.NORM, MODEL.FPN.NORM, MODEL.ROI" in text for text in warnings)
 
 
 def test_damaged_image_is_the_users_error(toy_datasets, tmp_path):

@@ -64,6 +64,31 @@ def run(cfg, resume: bool = False) -> tuple[Trainer, list[dict[str, float]]]:
     return trainer, recorder.rows
 
 
+def everywhere(norm: str) -> list[str]:
+    """Overrides for this norm in every part of the model; the backbone is trained from nothing."""
+    parts = ("RESNETS", "FPN", "ROI_MASK_HEAD", "SEM_SEG_HEAD")
+    return [text for part in parts for text in (f"MODEL.{part}.NORM", norm)]
+
+
+def syncbn_in_processes(datasets: str, output: str) -> None:
+    """In each of several processes: a run with SyncBN everywhere, one process without things."""
+    torch.set_num_threads(1)
+    trainer, recorder = make_trainer(
+        tiny_config(Path(datasets), Path(output), 4, everywhere("SyncBN"))
+    )
+    thing_head = trainer._trainer.model.module.thing_head
+    if comm.get_rank() == 1:
+        sample = thing_head.sample
+
+        def sample_nothing(detections, gt_instances):
+            regions = sample(detections, gt_instances)
+            return [r[:0] for r in regions] if trainer.iter == 3 else regions
+
+        thing_head.sample = sample_nothing
+    trainer.train()
+    Path(output, f"report_{comm.get_rank()}.json").write_text(json.dumps(recorder.rows))
+
+
 def in_processes(datasets: str, output: str) -> None:
     """In each of several processes: a whole run, one that process 1 alone makes fail, an error."""
     torch.set_num_threads(1)

@@ -1,0 +1,41 @@
+"""Which norm layer stands for a config's NORM with the processes and the device there are."""
+
+from __future__ import annotations
+
+import logging
+
+from detectron2.config import CfgNode
+from detectron2.utils import comm
+
+logger = logging.getLogger(__name__)
+
+PARTS_WITH_NORM = ("RESNETS", "FPN", "ROI_MASK_HEAD", "SEM_SEG_HEAD")
+"""Those below cfg.MODEL with a key NORM that SpatialFlow reads."""
+
+
+def norm_for_processes(norm: str, device: str) -> str:
+    """The norm that stands for ``norm`` with the processes and the device there are.
+
+    SyncBN is batch norm in a single process, and on the CPU Detectron2's implementation in
+    Python, as torch's needs CUDA; its mode "N" weighs each process by its images or regions, of
+    which it may have none. The weights have the same names in all of them.
+
+    Args:
+        norm: value of a key NORM.
+        device: MODEL.DEVICE.
+    """
+    if norm != "SyncBN":
+        return norm
+    if comm.get_world_size() == 1:
+        return "BN"
+    return norm if device.startswith("cuda") else "naiveSyncBN_N"
+
+
+def warn_of_syncbn_in_one_process(cfg: CfgNode) -> None:
+    """Log a warning when a model is to be trained with SyncBN in a single process."""
+    keys = [f"MODEL.{part}.NORM" for part in PARTS_WITH_NORM if cfg.MODEL[part].NORM == "SyncBN"]
+    if keys and comm.get_world_size() == 1:
+        logger.warning(
+            f"{', '.join(keys)}: SyncBN is plain BN in a single process; its statistics are those "
+            "of this process's images alone."
+        )
