@@ -58,6 +58,19 @@ def test_train_then_evaluate_then_evaluate_the_last_checkpoint(
         assert "box AP" in printed and "mask AP" in printed and "mIoU" in printed
 
 
+def test_demo_gives_the_same_weights_each_time(monkeypatch, toy_datasets, tmp_path):
+    """By the seed that stands in the config of ``make demo``."""
+    weights = []
+    for name in ("one", "two"):
+        overrides = tiny_overrides(toy_datasets, tmp_path / name, max_iter=2)
+        seed = overrides.index("SEED")
+        del overrides[seed : seed + 2]
+        here(monkeypatch, "--config-file", CONFIG, *overrides)
+        weights.append(torch.load(tmp_path / name / "model_final.pth", weights_only=True)["model"])
+    for key, value in weights[0].items():
+        assert torch.equal(weights[1][key], value), key
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
