@@ -44,6 +44,11 @@ def test_group_norm_is_not_folded():
     assert conv.norm is not None
 
 
+def case_name(kwargs):
+    """The same in every process: functions by their names."""
+    return str({k: getattr(v, "__qualname__", v) for k, v in kwargs.items()})
+
+
 def mixed_flows():
     """Makes convolutions and attention in turn."""
     types = itertools.cycle([AttentionFlow, ConvFlow])
@@ -76,7 +81,7 @@ def pyramid():
             for stages in itertools.product((0, 2), (1, 4), (0, 3), (0, 2))
         ),
     ],
-    ids=str,
+    ids=case_name,
 )
 @torch.no_grad()
 def test_fused_flows(kwargs):
