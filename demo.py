@@ -101,7 +101,7 @@ def segment(predictor: Predictor, image: np.ndarray, output: Path, as_json: bool
         output: path of the results, to which their endings are added.
         as_json: whether segments and map of ids are wanted.
     """
-    result = predictor(image)
+    result = predictor.panoptic(image)
     _write_png(f"{output}{PICTURE}", predictor.draw(image, result))
     if as_json:
         if "panoptic_seg" not in result:

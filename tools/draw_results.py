@@ -90,7 +90,7 @@ def draw_results(predictor: Predictor, entries: list[dict[str, Any]], output: Pa
     output.mkdir(parents=True, exist_ok=True)
     for entry in tqdm(entries, desc="Drawing"):
         image = read_image(entry["file_name"], "BGR")
-        panoptic, segments = predictor(image)["panoptic_seg"]
+        panoptic, segments = predictor.panoptic(image)["panoptic_seg"]
         rgb = np.ascontiguousarray(image[:, :, ::-1])
         truth = read_panoptic_png(entry["pan_seg_file_name"])
         nothing = np.zeros_like(truth)

@@ -90,6 +90,19 @@ class Predictor:
         """
         return self.model([self.model_input(image)])[0]
 
+    @torch.no_grad()
+    def panoptic(self, image: np.ndarray) -> dict[str, Any]:
+        """As the call, but only ``panoptic_seg``: less time, and far less memory of large pictures.
+
+        Of a model that makes no panoptic map it is what the call returns.
+
+        Args:
+            image: see the call.
+        """
+        if not getattr(self.model, "panoptic_on", False):
+            return self(image)
+        return self.model.panoptic_inference([self.model_input(image)])[0]
+
     def model_input(self, image: np.ndarray) -> dict[str, Any]:
         """A picture as the model takes it: resized, ``image`` (3, h, w), ``height``, ``width``.
 

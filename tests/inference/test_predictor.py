@@ -21,6 +21,7 @@ from spatialflow.config import load_config
 from spatialflow.data import build_test_loader
 from spatialflow.inference.predictor import MAX_DRAWN_PIXELS, drawn_size
 
+COMBINE = "MODEL.PANOPTIC_FPN.COMBINE.ENABLED"
 DEMO = str(Path(__file__).resolve().parents[2] / "demo.py")
 
 
@@ -68,6 +69,13 @@ def test_masks_are_a_bool_tensor(predictor, image):
     instances = predictor(image)["instances"]
     assert type(instances.pred_masks) is torch.Tensor and instances.pred_masks.dtype == torch.bool
     assert instances.pred_masks.shape == (len(instances), *image.shape[:2])
+
+
+def test_panoptic_maps_alone(overrides, predictor, image):
+    alone, expected = predictor.panoptic(image), predictor(image)
+    assert alone.keys() == {"panoptic_seg"} and same(alone, expected)
+    boxes = Predictor(load_config(str(CONFIG), [*overrides, COMBINE, "False"]))
+    assert boxes.panoptic(image).keys() == {"instances", "sem_seg"}
 
 
 def test_rgb_models_get_rgb(overrides, predictor, image):
@@ -268,14 +276,14 @@ def test_demo_segments_pictures_of_one_pixel_a_side(monkeypatch, overrides, tmp_
 def test_demo_goes_on_after_a_picture_that_fails(
     monkeypatch, overrides, toy_datasets, tmp_path, capsys
 ):
-    segment_picture = Predictor.__call__
+    segment_picture = Predictor.panoptic
 
     def fail_on_the_dark_one(predictor, image):
         if not image.any():
             raise RuntimeError("not enough memory")
         return segment_picture(predictor, image)
 
-    monkeypatch.setattr(Predictor, "__call__", fail_on_the_dark_one)
+    monkeypatch.setattr(Predictor, "panoptic", fail_on_the_dark_one)
     cv2.imwrite(str(tmp_path / "a.png"), np.zeros((64, 64, 3), np.uint8))
     shutil.copy(toy_datasets / "toy" / "val" / "00000.png", tmp_path / "b.png")
     arguments = ["--output", tmp_path / "out", "--config-file", CONFIG, "--opts", *overrides]
