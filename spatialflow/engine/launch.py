@@ -70,13 +70,15 @@ def _usable_cores() -> int:
 
 
 def _run_together(main: Callable[..., Any], args: tuple) -> None:
-    """Run ``main``, and stay until all processes are through.
+    """Run ``main``, stay until all processes are through, and close the connections.
 
     The first process still evaluates when the others have nothing left to do, and gloo may abort a
-    process whose peer has closed the connection.
+    process whose peer has closed the connection, or that ends while its threads still listen.
     """
     main(*args)
     comm.synchronize()
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 @contextmanager
@@ -105,7 +107,8 @@ def _join_torchrun(main: Callable[..., Any], args: tuple, on_cuda: bool) -> None
         comm.synchronize()
         _run_together(main, args)
     finally:
-        dist.destroy_process_group()
+        if dist.is_initialized():
+            dist.destroy_process_group()
 
 
 def _check_gpus(processes: int, option: str) -> None:
