@@ -59,9 +59,9 @@ def add_spatialflow_config(cfg: CN) -> None:
     cfg.MODEL.SPATIALFLOW.THING_ON = True
     cfg.MODEL.SPATIALFLOW.STUFF_ON = True
 
-    # Labels of the stuff head that the merge leaves out because they are things: [0], 'other',
-    # on COCO (Sec. IV-B); the eight thing classes among the 19 on Cityscapes.
-    cfg.MODEL.SPATIALFLOW.THING_LABELS_IN_STUFF = [0]
+    # Labels of the stuff head that are things, which the merge leaves out: [0], 'other', on COCO
+    # (Sec. IV-B); the eight thing classes among the 19 on Cityscapes.
+    cfg.MODEL.SEM_SEG_HEAD.THING_LABELS = [0]
     # Fill what nobody claimed with the detected boxes (Sec. IV-B, "overlap ... 0.6"). A box fills
     # when at least MIN_FREE of it is free; the authors' code has 0.5.
     cfg.MODEL.SPATIALFLOW.BOX_FILL = CN({"ENABLED": True, "MIN_FREE": 0.6})
@@ -69,7 +69,7 @@ def add_spatialflow_config(cfg: CN) -> None:
     # Layers that depend on the classes, for weights of other classes (Sec. IV-C2, from COCO to
     # Cityscapes): REINIT starts them afresh instead of loading them from MODEL.WEIGHTS, TRAIN_ONLY
     # freezes everything else.
-    cfg.MODEL.SPATIALFLOW.CLASS_LAYERS = CN({"REINIT": False, "TRAIN_ONLY": False})
+    cfg.MODEL.CLASS_LAYERS = CN({"REINIT": False, "TRAIN_ONLY": False})
 
     # Choices of the authors' released code that its weights need (configs/released/).
     # ReLU on P6 before the convolution that makes P7 (RetinaNet and Detectron2: True).
@@ -106,7 +106,8 @@ def add_spatialflow_config(cfg: CN) -> None:
     # Detectron2's, WEIGHTS: file, WEIGHT: 1.0, OPTS: [KEY, VALUE, ...]}; the last two may be left
     # out. A member has the views of TEST.AUG here or, if that is not enabled, those of its own
     # config. With ONE_AT_A_TIME the members are brought to the device in turn.
-    cfg.TEST.ENSEMBLE = CN({"MEMBERS": [], "ONE_AT_A_TIME": False})
+    # NMS_THRESH is of the NMS over the boxes of all of them.
+    cfg.TEST.ENSEMBLE = CN({"MEMBERS": [], "NMS_THRESH": 0.4, "ONE_AT_A_TIME": False})
     # The fast path, see spatialflow.optimize, for --eval-only and demo.py. In an ensemble each
     # member has it by its OPTS. DTYPE "bfloat16" or "float16" moves results a little.
     cfg.TEST.OPTIMIZE = CN({"ENABLED": False, "DTYPE": "float32", "COMPILE": False})

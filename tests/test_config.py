@@ -45,7 +45,7 @@ def test_defaults_of_the_inference_are_the_papers():
     assert (combine.INSTANCES_CONFIDENCE_THRESH, combine.OVERLAP_THRESH) == (0.37, 0.37)
     assert combine.STUFF_AREA_LIMIT == 4900
     assert (fill.ENABLED, fill.MIN_FREE) == (True, 0.6)
-    assert cfg.MODEL.SPATIALFLOW.THING_LABELS_IN_STUFF == [0]
+    assert cfg.MODEL.SEM_SEG_HEAD.THING_LABELS == [0]
 
 
 def test_detection_is_retinanets():
@@ -73,6 +73,7 @@ def test_keys_are_added_to_detectron2s_and_to_no_other_config():
 def test_detectron2s_own_keys_keep_their_defaults():
     cfg, plain = get_cfg(), get_cfg()
     add_spatialflow_config(cfg)
+    cfg.MODEL.SEM_SEG_HEAD.pop("THING_LABELS")  # this project's
     assert {key: cfg.MODEL[key] for key in plain.MODEL} == plain.MODEL
 
 

@@ -492,7 +492,7 @@ def test_full_output(full):
     agree(full.label_order[output["sem_seg"].argmax(dim=0)], stuff_map)
 
     # The recording has no panoptic map; merging is compared by test_merge.
-    settings = replace(full.model.merge_settings, thing_labels=[int(full.label_order[0])])
+    settings = replace(full.model.merge, thing_labels=[int(full.label_order[0])])
     expected, expected_segments = merge_panoptic(
         masks,
         dets[:, :4],

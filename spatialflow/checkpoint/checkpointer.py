@@ -215,7 +215,7 @@ def _shape_message(source: str, incorrect_shapes: list[tuple]) -> str:
         + (f"\n  and {len(rows) - MAX_NAMED} more" if len(rows) > MAX_NAMED else "")
         + "\nWhere only the last layers differ, the weights are of another class count: set "
         "MODEL.RETINANET.NUM_CLASSES and MODEL.SEM_SEG_HEAD.NUM_CLASSES (or DATASETS) to theirs, "
-        "or, to train on other classes, MODEL.SPATIALFLOW.CLASS_LAYERS.REINIT to True. Otherwise "
+        "or, to train on other classes, MODEL.CLASS_LAYERS.REINIT to True. Otherwise "
         "use the config the weights were trained with."
     )
 

@@ -331,9 +331,9 @@ def _set_or_check_counts(cfg: CfgNode, name: str, categories: Categories) -> Non
                 f"{CLASS_COUNT_UNSET}, then it is taken from the dataset."
             )
         cfg.merge_from_list([key, count])
-    given, needed = cfg.MODEL.SPATIALFLOW.THING_LABELS_IN_STUFF, categories.thing_labels_in_stuff
+    given, needed = cfg.MODEL.SEM_SEG_HEAD.THING_LABELS, categories.thing_labels_in_stuff
     if list(given) != needed:
         raise ValueError(
-            f"MODEL.SPATIALFLOW.THING_LABELS_IN_STUFF is {given}, but the stuff labels of things "
+            f"MODEL.SEM_SEG_HEAD.THING_LABELS is {given}, but the stuff labels of things "
             f"in dataset {name} are {needed}; set the key to these."
         )

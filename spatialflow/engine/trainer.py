@@ -33,8 +33,9 @@ from spatialflow.errors import reading_user_input
 from spatialflow.evaluation import build_evaluator, format_comparison, format_results
 from spatialflow.evaluation.tables import without_nan, write_csv
 from spatialflow.inference import with_views
-from spatialflow.modeling.class_layers import is_class_layer
+from spatialflow.modeling.class_layers import class_layers_of, train_only_class_layers
 from spatialflow.modeling.norms import warn_of_syncbn_in_one_process
+from spatialflow.modeling.panoptic_model import PanopticModel
 
 from .hooks import BestModelCheckpointer, FiniteGuard, PeriodicCheckpointer
 from .optimizer import auto_scale_workers, build_optimizer
@@ -62,6 +63,7 @@ class Trainer(DefaultTrainer):
         warn_of_syncbn_in_one_process(cfg)
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
+        self._class_layers = class_layers_of(cfg)
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
@@ -88,7 +90,15 @@ class Trainer(DefaultTrainer):
             )
 
     def _starts_afresh(self, name: str) -> bool:
-        return self.cfg.MODEL.SPATIALFLOW.CLASS_LAYERS.REINIT and is_class_layer(name)
+        return self.cfg.MODEL.CLASS_LAYERS.REINIT and name.startswith(self._class_layers)
+
+    @classmethod
+    def build_model(cls, cfg: CfgNode) -> nn.Module:
+        """The model, of which MODEL.CLASS_LAYERS.TRAIN_ONLY leaves little to train."""
+        model = super().build_model(cfg)
+        if cfg.MODEL.CLASS_LAYERS.TRAIN_ONLY:
+            train_only_class_layers(model, class_layers_of(cfg))
+        return model
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
@@ -158,11 +168,13 @@ class Trainer(DefaultTrainer):
         return UserData(build_test_loader(cfg, dataset_name))
 
     @classmethod
-    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
+    def build_evaluator(
+        cls, cfg: CfgNode, dataset_name: str, model: PanopticModel
+    ) -> DatasetEvaluator:
         """What can be measured; TEST.SAVE_PREDICTIONS and SAVE_RAW_OUTPUTS also write."""
         folder = os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name)
         return build_evaluator(
-            cfg,
+            model,
             dataset_name,
             output_dir=folder if cfg.TEST.SAVE_PREDICTIONS else None,
             raw_dir=folder if cfg.TEST.SAVE_RAW_OUTPUTS else None,
@@ -179,8 +191,11 @@ class Trainer(DefaultTrainer):
             Results as Detectron2 has them, ``{task: {metric: value}}``; one such dict a dataset
             when there are several.
         """
-        results = super().test(cfg, with_views(cfg, model), evaluators)
         names = cfg.DATASETS.TEST
+        model = with_views(cfg, model)
+        if evaluators is None:
+            evaluators = [cls.build_evaluator(cfg, name, model) for name in names]
+        results = super().test(cfg, model, evaluators)
         if comm.is_main_process() and names:
             alone = len(names) == 1
             by_name = {names[0]: results} if alone else results

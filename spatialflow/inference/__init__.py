@@ -1,18 +1,18 @@
-"""Many views, one answer: test-time augmentation and ensembles.
+"""From a config to a model that answers: loading, test-time augmentation, ensembles, the fast path.
 
-A *view* is a model and a transform of the image. Both techniques are the same: the candidates of
-all views go through one NMS, every view predicts masks for the boxes that are left, and masks and
-stuff scores are averaged.
+A *view* is a transform of the image that a model is shown. Test-time augmentation and ensembles
+are the same: the candidates of all views of all models go through one NMS, every view predicts
+masks for the boxes that are left, and masks and stuff scores are averaged.
 
-    views.py              transforms and how to undo them
-    stages.py             what a model must offer to take part
-    detectron2_models.py  Detectron2's Mask R-CNN, Cascade and Panoptic FPN as such a model
-    member.py             a model with its views, its weight and its class numbers
-    model.py              the views put together
-    build.py              all of it from a config
+    load.py       the model of a config
+    predictor.py  from one picture to its segmentation
+    views.py      the transforms and how to undo them
+    member.py     a model with its views, its weight and its class numbers
+    ensemble.py   members put together
+    optimized.py  the fast path
 """
 
-from .ensemble import MultiViewModel
+from .ensemble import EnsembleWithTTA
 from .load import load_model, with_views
 
-__all__ = ["MultiViewModel", "load_model", "with_views"]
+__all__ = ["EnsembleWithTTA", "load_model", "with_views"]

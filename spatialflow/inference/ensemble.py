@@ -13,27 +13,22 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from detectron2.structures import Instances
+from detectron2.structures import ImageList, Instances
 from torch import Tensor, nn
 
-from spatialflow.modeling.detection import select_detections
-from spatialflow.modeling.mask_head import paste_masks
-from spatialflow.modeling.panoptic import (
-    MergeSettings,
-    is_confident,
-    merge_results,
-    most_likely_labels,
-)
+from spatialflow.modeling.boxes import select_detections
+from spatialflow.modeling.panoptic import Merge, most_likely_labels
+from spatialflow.modeling.panoptic_model import FirstPass, PanopticModel, Sizes, StuffLabels
 
 from .member import Member, ViewBatch
 
 
-class Seen(NamedTuple):
+class SeenViews(NamedTuple):
     """What is kept of some views until their masks are asked for."""
 
     member: Member
     batch: ViewBatch
-    features: Any
+    mask_features: Any
 
 
 class WeightedMean:
@@ -55,8 +50,8 @@ class WeightedMean:
         return None if self._sum is None else self._sum / self._weight
 
 
-class MultiViewModel(nn.Module):
-    """Evaluates images with several views; input and output are those of SpatialFlow.
+class EnsembleWithTTA(PanopticModel):
+    """One answer of one or several models, each with one or several views of the image.
 
     Memory does not grow with the views but for the features that masks are predicted from: of a
     view of 2100x1400 pixels 62 MB with SpatialFlow.
@@ -65,7 +60,7 @@ class MultiViewModel(nn.Module):
         members: the models with their views.
         input_format: the channel order of the images it is given, "BGR" or "RGB".
         nms_thresh, max_detections: of the NMS over all candidates.
-        merge_settings: of the panoptic map; None leaves it out.
+        merge: of the panoptic map, if there are masks and stuff; None leaves it out.
         device: where the images are evaluated.
         one_at_a_time: bring the members to the device in turn, for members that do not fit
             together; they wait on the CPU.
@@ -78,7 +73,7 @@ class MultiViewModel(nn.Module):
         input_format: str,
         nms_thresh: float,
         max_detections: int,
-        merge_settings: MergeSettings | None,
+        merge: Merge | None,
         device: str | torch.device,
         one_at_a_time: bool = False,
     ):
@@ -87,110 +82,67 @@ class MultiViewModel(nn.Module):
         self.input_format = input_format
         self.nms_thresh = nms_thresh
         self.max_detections = max_detections
-        self.merge_settings = merge_settings
-        self.device = torch.device(device)
+        models = [member.model for member in members]
+        self.predicts_boxes = any(model.predicts_boxes for model in models)
+        self.predicts_masks = any(model.predicts_masks for model in models)
+        self.predicts_stuff = any(model.predicts_stuff for model in models)
+        self.merge = merge if self.predicts_masks and self.predicts_stuff else None
+        self._device = torch.device(device)
         self.one_at_a_time = one_at_a_time
 
-    @torch.no_grad()
-    def forward(self, batched_inputs: list[dict]) -> list[dict]:
-        """The answer for each image.
-
-        Args:
-            batched_inputs: one dict an image. ``image``: the *original* (3, H, W) uint8 image,
-                which the views resize; ``height`` and ``width``: the output size (default: the
-                image's).
-
-        Returns:
-            Dicts with ``instances``, ``sem_seg`` and ``panoptic_seg`` as far as the members have
-            masks and stuff, see :class:`spatialflow.modeling.SpatialFlow`.
-        """
-        return [self._answer(x) for x in batched_inputs]
-
-    @torch.no_grad()
-    def panoptic_inference(self, batched_inputs: list[dict]) -> list[dict]:
-        """Only the panoptic maps; see :meth:`spatialflow.modeling.SpatialFlow.panoptic_inference`.
-
-        The mean of the stuff scores has its full size here too.
-
-        Raises:
-            RuntimeError: the members make no panoptic maps.
-        """
-        if not self.panoptic_on:
-            raise RuntimeError("These members have no panoptic output; call the model itself.")
-        return [{"panoptic_seg": self._merge_confident(x)} for x in batched_inputs]
-
     @property
-    def panoptic_on(self) -> bool:
-        """Whether things and stuff are merged."""
-        stages = [member.stages for member in self.members]
-        return (
-            self.merge_settings is not None
-            and any(x.predicts_masks for x in stages)
-            and any(x.predicts_stuff for x in stages)
-        )
+    def device(self) -> torch.device:
+        """Where the images are evaluated."""
+        return self._device
 
-    def _answer(self, x: dict) -> dict:
-        instances, stuff, seen = self._detect(x)
-        result: dict[str, Any] = {"instances": instances}
-        masks = self._mean_masks(seen, instances)
-        if masks is not None:
-            instances.pred_masks = paste_masks(masks, instances)
-        if stuff is not None:
-            result["sem_seg"] = stuff
-        if self.panoptic_on:
-            result["panoptic_seg"] = self._merge(instances, stuff)
-        return result
+    def groups(self, batched_inputs: list[dict]) -> list[list[int]]:
+        """Each image alone: its views are the batch."""
+        return [[i] for i in range(len(batched_inputs))]
 
-    def _merge_confident(self, x: dict) -> tuple[Tensor, list[dict]]:
-        instances, stuff, seen = self._detect(x)
-        instances = instances[is_confident(instances.scores, self.merge_settings.score_thresh)]
-        instances.pred_masks = paste_masks(self._mean_masks(seen, instances), instances)
-        return self._merge(instances, stuff)
+    def preprocess_image(self, batched_inputs: list[dict]) -> ImageList:
+        """The *original* (3, H, W) uint8 image of each dict, which the views resize."""
+        return ImageList.from_tensors([x["image"] for x in batched_inputs])
 
-    def _merge(self, instances: Instances, stuff: Tensor) -> tuple[Tensor, list[dict]]:
-        return merge_results(instances, most_likely_labels(stuff), len(stuff), self.merge_settings)
-
-    def _detect(self, x: dict) -> tuple[Instances, Tensor | None, list[Seen]]:
-        """The detections, without masks, and what :meth:`_look` has beside their candidates."""
-        image = x["image"]
-        size = (x.get("height", image.shape[-2]), x.get("width", image.shape[-1]))
-        candidates, stuff, seen = self._look(image, size)
-        instances = select_detections(
-            Instances.cat(candidates), self.nms_thresh, self.max_detections
-        )
-        return instances, stuff, seen
-
-    def _look(
-        self, image: Tensor, size: tuple[int, int]
-    ) -> tuple[list[Instances], Tensor | None, list[Seen]]:
-        """All views once: their candidates, the mean of their stuff scores, and what to keep."""
-        candidates, stuff, seen = [], WeightedMean(), []
+    def first_pass(
+        self, images: ImageList, output_sizes: Sizes, labels_only: bool = False
+    ) -> FirstPass:
+        """All views of the one image once: their candidates, the mean of their stuff scores."""
+        (size,), image = output_sizes, images[0]
+        candidates, stuff, kept = [], WeightedMean(), []
         for member in self.members:
             with self._in_use(member):
                 for batch in member.batches(self._in_format(image, member), self.device):
-                    features = member.stages.extract_features(batch.images)
-                    candidates += member.find_candidates(features, batch, size)
-                    if member.stages.predicts_stuff:
-                        scores = member.stuff_scores(features, batch, size)
-                        for scores_i, weight in zip(scores, batch.weights, strict=True):
-                            stuff.add(scores_i, weight)
-                    if member.stages.predicts_masks:
-                        seen.append(Seen(member, batch, member.stages.mask_features(features)))
-        return candidates, stuff.value, seen
+                    seen = member.first_pass(batch, size)
+                    candidates += seen.candidates
+                    for scores, weight in zip(seen.stuff, batch.weights, strict=False):
+                        stuff.add(scores, weight)
+                    if member.model.predicts_masks:
+                        kept.append(SeenViews(member, batch, seen.mask_features))
+        mean: list[Any] = [] if stuff.value is None else [stuff.value]
+        if labels_only:
+            mean = [StuffLabels(most_likely_labels(scores), len(scores)) for scores in mean]
+        return FirstPass([Instances.cat(candidates)] if candidates else [], mean, kept)
 
-    def _mean_masks(self, seen: list[Seen], instances: Instances) -> Tensor | None:
+    def select(self, candidates: Instances) -> Instances:
+        """One NMS over the candidates of all views."""
+        return select_detections(candidates, self.nms_thresh, self.max_detections)
+
+    def predict_masks(
+        self, features: list[SeenViews], instances: list[Instances], image_sizes: Sizes
+    ) -> list[Tensor]:
         """The mean mask probabilities (n, M, M); members with another M are resized."""
-        mean, shape = WeightedMean(), None
-        for member, views in groupby(seen, key=attrgetter("member")):
+        (found,), mean, shape = instances, WeightedMean(), None
+        for member, views in groupby(features, key=attrgetter("member")):
             with self._in_use(member):
-                for _, batch, features in views:
-                    masks = member.predict_masks(features, batch, instances)
+                for _, batch, mask_features in views:
+                    masks = member.predict_masks(mask_features, batch, found)
                     for masks_i, weight in zip(masks, batch.weights, strict=True):
                         shape = shape or masks_i.shape[1:]
                         if masks_i.shape[1:] != shape:
                             masks_i = F.interpolate(masks_i[:, None], shape, mode="bilinear")[:, 0]
                         mean.add(masks_i, weight)
-        return mean.value
+        assert mean.value is not None
+        return [mean.value]
 
     def _in_format(self, image: Tensor, member: Member) -> Tensor:
         # BGR and RGB are each other's reverse.

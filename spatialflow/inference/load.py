@@ -12,21 +12,22 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from spatialflow.checkpoint import SafeCheckpointer
 from spatialflow.config import class_count_is_unset, load_config
 from spatialflow.data import dataset_categories, prepare_datasets
 from spatialflow.data.register import plain_name
 from spatialflow.model_zoo import get_config_file
-from spatialflow.modeling import SpatialFlow
-from spatialflow.modeling.panoptic import MergeSettings
+from spatialflow.modeling.panoptic import Merge
+from spatialflow.modeling.panoptic_model import (
+    PanopticModel,
+    as_panoptic_model,
+    configured_class,
+)
 
-from .detectron2_models import RCNNStages
-from .ensemble import MultiViewModel
+from .ensemble import EnsembleWithTTA
 from .member import ClassNumbers, Member
 from .optimized import optimize
-from .stages import Stages
 from .views import views_from_config
 
 MEMBER_DEFAULTS = {"CONFIG": None, "WEIGHTS": None, "WEIGHT": 1.0, "OPTS": []}
@@ -35,7 +36,7 @@ AUTOCAST_DTYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch
 """Values of TEST.OPTIMIZE.DTYPE; None: no autocast."""
 
 
-def load_model(cfg: CfgNode, resume: bool = False) -> nn.Module:
+def load_model(cfg: CfgNode, resume: bool = False) -> PanopticModel:
     """The model or ensemble of a config, with weights, for evaluation.
 
     Args:
@@ -51,55 +52,54 @@ def load_model(cfg: CfgNode, resume: bool = False) -> nn.Module:
     model = build_model(cfg)
     checkpointer = SafeCheckpointer(model, cfg.OUTPUT_DIR, complete=True)
     checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
-    return with_views(cfg, _optimized(cfg, model)).eval()
+    return with_views(cfg, _optimized(cfg, as_panoptic_model(model, cfg))).eval()
 
 
-def with_views(cfg: CfgNode, model: nn.Module) -> nn.Module:
-    """The model with the views of TEST.AUG, if the config has them and the model has not."""
-    if not cfg.TEST.AUG.ENABLED or isinstance(model, MultiViewModel):
+def with_views(cfg: CfgNode, model: nn.Module) -> PanopticModel:
+    """The model as it is evaluated: with the views of TEST.AUG, if the config has them.
+
+    Args:
+        cfg: what the model was built from.
+        model: any that :func:`spatialflow.modeling.as_panoptic_model` takes.
+    """
+    model = as_panoptic_model(model, cfg)
+    if not cfg.TEST.AUG.ENABLED or isinstance(model, EnsembleWithTTA):
         return model
-    if isinstance(model, DistributedDataParallel):
-        model = model.module
-    member = Member(stages_of(model), views_from_config(cfg), cfg.INPUT.FORMAT)
-    return _multi_view_model(cfg, [member])
+    member = Member(model, views_from_config(cfg), cfg.INPUT.FORMAT)
+    return _ensemble(cfg, [member], model.nms_thresh, model.merge).train(model.training)
 
 
-def stages_of(model: nn.Module) -> Stages:
-    """A model as a member uses it; ValueError for a model that has no such stages."""
-    return model if isinstance(model, SpatialFlow) else RCNNStages(model)
-
-
-def _optimized(cfg: CfgNode, model: nn.Module) -> nn.Module:
-    """What TEST.OPTIMIZE makes of a model; ValueError for a model or data type it is not for."""
+def _optimized(cfg: CfgNode, model: PanopticModel) -> PanopticModel:
+    """What TEST.OPTIMIZE makes of a model; ValueError for an unknown data type."""
     if not cfg.TEST.OPTIMIZE.ENABLED:
         return model
     name = cfg.TEST.OPTIMIZE.DTYPE
     if name not in AUTOCAST_DTYPES:
         raise ValueError(f"TEST.OPTIMIZE.DTYPE is one of {list(AUTOCAST_DTYPES)}, not {name!r}.")
-    if not isinstance(model, SpatialFlow):
-        raise ValueError(f"TEST.OPTIMIZE is for SpatialFlow, not for {type(model).__name__}.")
     return optimize(model, dtype=AUTOCAST_DTYPES[name], compile=cfg.TEST.OPTIMIZE.COMPILE)
 
 
-def _multi_view_model(cfg: CfgNode, members: Sequence[Member]) -> MultiViewModel:
-    merged = cfg.MODEL.PANOPTIC_FPN.COMBINE.ENABLED
-    return MultiViewModel(
+def _ensemble(
+    cfg: CfgNode, members: Sequence[Member], nms_thresh: float, merge: Merge | None
+) -> EnsembleWithTTA:
+    return EnsembleWithTTA(
         members,
         input_format=cfg.INPUT.FORMAT,
-        nms_thresh=cfg.MODEL.RETINANET.NMS_THRESH_TEST,
+        nms_thresh=nms_thresh,
         max_detections=cfg.TEST.DETECTIONS_PER_IMAGE,
-        merge_settings=MergeSettings.from_config(cfg) if merged else None,
+        merge=merge,
         device=cfg.MODEL.DEVICE,
         one_at_a_time=cfg.TEST.ENSEMBLE.ONE_AT_A_TIME,
     )
 
 
-def _load_ensemble(cfg: CfgNode) -> MultiViewModel:
+def _load_ensemble(cfg: CfgNode) -> EnsembleWithTTA:
     members = [_load_member(cfg, _parse_member(entry)) for entry in cfg.TEST.ENSEMBLE.MEMBERS]
     formats = {member.input_format for member in members}
     if cfg.INPUT.FORMAT not in ("BGR", "RGB") or formats - {"BGR", "RGB"}:
         raise ValueError("The INPUT.FORMAT of an ensemble and of its members is BGR or RGB.")
-    return _multi_view_model(cfg, members).eval()
+    merge = configured_class(cfg).build_merge(cfg)
+    return _ensemble(cfg, members, cfg.TEST.ENSEMBLE.NMS_THRESH, merge).eval()
 
 
 def _parse_member(entry: Any) -> dict[str, Any]:
@@ -120,15 +120,15 @@ def _load_member(cfg: CfgNode, entry: Mapping[str, Any]) -> Member:
     class_names = _prepare_classes(own)
     model = build_model(own).eval()
     SafeCheckpointer(model, complete=True).load(entry["WEIGHTS"])
-    stages = stages_of(_optimized(own, model))
+    model = _optimized(own, as_panoptic_model(model, own))
     if cfg.TEST.AUG.ENABLED:
         own.TEST.AUG = cfg.TEST.AUG
     return Member(
-        stages,
+        model,
         views_from_config(own),
         own.INPUT.FORMAT,
         weight=entry["WEIGHT"],
-        numbers=_match_classes(cfg, name, class_names, stages.predicts_stuff),
+        numbers=_match_classes(cfg, name, class_names, model.predicts_stuff),
     )
 
 

@@ -13,9 +13,9 @@ import torch
 from detectron2.structures import ImageList, Instances
 from torch import Tensor, nn
 
-from spatialflow.modeling.spatialflow import split_batch
+from spatialflow.modeling.batching import split_batch
+from spatialflow.modeling.panoptic_model import FirstPass, PanopticModel
 
-from .stages import Stages
 from .views import View, flip_instances, show
 
 
@@ -45,7 +45,7 @@ class Member(nn.Module):
     """A model that takes part, in the answer's class numbers and at the answer's size.
 
     Args:
-        stages: the model.
+        model: the model.
         views: how it is shown an image.
         input_format: the channel order it wants, "BGR" or "RGB".
         weight: of all its views.
@@ -54,14 +54,14 @@ class Member(nn.Module):
 
     def __init__(
         self,
-        stages: Stages,
+        model: PanopticModel,
         views: Sequence[View],
         input_format: str,
         weight: float = 1.0,
         numbers: ClassNumbers | None = None,
     ):
         super().__init__()
-        self.stages = stages
+        self.model = model
         self.views = list(views)
         self.input_format = input_format
         self.weight = weight
@@ -70,7 +70,7 @@ class Member(nn.Module):
     def batches(self, image: Tensor, device: torch.device) -> Iterator[ViewBatch]:
         """The views of an image (3, H, W), those of one size together, made when they are due.
 
-        On a CPU large views come alone, see :func:`spatialflow.modeling.spatialflow.split_batch`.
+        On a CPU large views come alone, see :func:`spatialflow.modeling.batching.split_batch`.
         """
         by_size: dict[tuple[int, ...], list[tuple[Tensor, View]]] = {}
         for view in self.views:
@@ -79,33 +79,43 @@ class Member(nn.Module):
         for (_, height, width), group in by_size.items():
             for part in split_batch(group, (height, width), device):
                 yield ViewBatch(
-                    self.stages.preprocess_image([{"image": shown} for shown, _ in part]),
+                    self.model.preprocess_image([{"image": shown} for shown, _ in part]),
                     flips=[view.flip for _, view in part],
                     weights=[self.weight * view.weight for _, view in part],
                 )
 
-    def find_candidates(
-        self, features: Any, batch: ViewBatch, size: tuple[int, int]
-    ) -> list[Instances]:
-        """The candidates of each view, as they lie in the original image."""
-        sizes = [size] * len(batch.flips)
-        found = self.stages.find_candidates(features, batch.images.image_sizes, sizes)
-        found = [
-            flip_instances(x) if flip else x for x, flip in zip(found, batch.flips, strict=True)
-        ]
-        if self.numbers is not None:
-            answer_class = torch.tensor(self.numbers.things).argsort()
-            for x in found:
-                x.pred_classes = answer_class.to(x.pred_classes.device)[x.pred_classes]
-        return found
+    def first_pass(self, batch: ViewBatch, size: tuple[int, int]) -> FirstPass:
+        """Candidates and stuff scores of each view, as they lie in the original image.
 
-    def stuff_scores(self, features: Any, batch: ViewBatch, size: tuple[int, int]) -> list[Tensor]:
-        """The stuff scores (S, H, W) of each view, as they lie in the original image."""
-        sizes = [size] * len(batch.flips)
-        scores = self.stages.stuff_scores(features, batch.images.image_sizes, sizes)
+        Args:
+            batch: the views.
+            size: (height, width) of the output.
+        """
+        seen = self.model.first_pass(batch.images, [size] * len(batch.flips))
+        candidates = [self._in_answer(x) for x in seen.candidates]
+        stuff = seen.stuff
         if self.numbers is not None:
-            scores = [x[self.numbers.stuff] for x in scores]
-        return [x.flip(-1) if flip else x for x, flip in zip(scores, batch.flips, strict=True)]
+            stuff = [x[self.numbers.stuff] for x in stuff]
+        return seen._replace(
+            candidates=[
+                flip_instances(x) if flip else x
+                for x, flip in zip(candidates, batch.flips, strict=False)
+            ],
+            stuff=[x.flip(-1) if flip else x for x, flip in zip(stuff, batch.flips, strict=False)],
+        )
+
+    def _in_answer(self, candidates: Instances) -> Instances:
+        """What all members have of candidates, in the class numbers of the answer."""
+        classes = candidates.pred_classes
+        if self.numbers is not None:
+            answer_class = torch.tensor(self.numbers.things, device=classes.device).argsort()
+            classes = answer_class[classes]
+        return Instances(
+            candidates.image_size,
+            pred_boxes=candidates.pred_boxes,
+            scores=candidates.scores,
+            pred_classes=classes,
+        )
 
     def predict_masks(self, features: Any, batch: ViewBatch, instances: Instances) -> list[Tensor]:
         """What each view has as masks (n, M, M) of the instances of the original image."""
@@ -115,5 +125,5 @@ class Member(nn.Module):
             own_class = torch.tensor(self.numbers.things, device=asked.pred_classes.device)
             asked.pred_classes = own_class[asked.pred_classes]
         seen = [flip_instances(asked) if flip else asked for flip in batch.flips]
-        masks = self.stages.predict_masks(features, seen, batch.images.image_sizes)
+        masks = self.model.predict_masks(features, seen, batch.images.image_sizes)
         return [x.flip(-1) if flip else x for x, flip in zip(masks, batch.flips, strict=True)]

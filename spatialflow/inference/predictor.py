@@ -82,8 +82,8 @@ class Predictor:
                 BGRA (H, W, 4) are converted.
 
         Returns:
-            Detectron2's output for one image at its size: ``panoptic_seg``, ``instances`` and
-            ``sem_seg`` as :class:`spatialflow.modeling.SpatialFlow` describes them.
+            Detectron2's output for one image at its size: what the model has of ``panoptic_seg``,
+            ``instances`` and ``sem_seg``, see :class:`spatialflow.modeling.PanopticModel`.
 
         Raises:
             TypeError, ValueError: it is no such array.
@@ -99,7 +99,7 @@ class Predictor:
         Args:
             image: see the call.
         """
-        if not getattr(self.model, "panoptic_on", False):
+        if self.model.merge is None:
             return self(image)
         return self.model.panoptic_inference([self.model_input(image)])[0]
 
@@ -119,7 +119,7 @@ class Predictor:
         return {"image": tensor, "height": height, "width": width}
 
     def draw(self, image: np.ndarray, output: dict[str, Any]) -> np.ndarray:
-        """The picture with its segments, or its instances where the model makes no segments.
+        """The picture with its segments, or what else the model makes: instances, or stuff labels.
 
         Args:
             image: what the output belongs to.
@@ -137,9 +137,12 @@ class Predictor:
             panoptic_map = torch.from_numpy(resize_labels(panoptic_map.cpu().numpy(), size))
             copies = [dict(s) for s in segments]  # the visualizer writes into them
             drawn = visualizer.draw_panoptic_seg_predictions(panoptic_map, copies)
-        else:
+        elif "instances" in output:
             instances = _resized(output["instances"].to("cpu"), size)
             drawn = visualizer.draw_instance_predictions(instances)
+        else:
+            labels = output["sem_seg"].argmax(dim=0).cpu().numpy()
+            drawn = visualizer.draw_sem_seg(torch.from_numpy(resize_labels(labels, size)))
         return np.ascontiguousarray(drawn.get_image()[:, :, ::-1])
 
     def segments(self, output: dict[str, Any]) -> list[dict[str, Any]]:

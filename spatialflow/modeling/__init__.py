@@ -1,6 +1,18 @@
-"""The model. Importing this package registers it with Detectron2."""
+"""The models. Importing this package registers them with Detectron2."""
 
+from . import rcnn  # noqa: F401  registers the adapters
 from .backbone import build_spatialflow_resnet_fpn_backbone
+from .panoptic import MERGE_REGISTRY, HeuristicMerge, Merge
+from .panoptic_model import PanopticModel, as_panoptic_model, register_adapter
 from .spatialflow import SpatialFlow
 
-__all__ = ["SpatialFlow", "build_spatialflow_resnet_fpn_backbone"]
+__all__ = [
+    "MERGE_REGISTRY",
+    "HeuristicMerge",
+    "Merge",
+    "PanopticModel",
+    "SpatialFlow",
+    "as_panoptic_model",
+    "build_spatialflow_resnet_fpn_backbone",
+    "register_adapter",
+]

@@ -5,40 +5,40 @@ The papers take a COCO model to Cityscapes by training these layers alone at fir
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 
-import torch
+from detectron2.config import CfgNode
 from detectron2.layers import FrozenBatchNorm2d
 from torch import nn
 
-CLASS_LAYERS = ("detector.cls_score.", "thing_head.mask_head.predictor.", "stuff_head.predictor.")
-"""What the names of their weights begin with."""
-COCO_THINGS, COCO_STUFF_LABELS = 80, 54
-"""COCO's class counts, 'other' included: what the start of the class layers is meant for."""
+from .panoptic_model import configured_class
 
 
-def is_class_layer(name: str) -> bool:
-    """Whether the weight of this name, in a SpatialFlow, depends on the classes."""
-    return name.startswith(CLASS_LAYERS)
+def class_layers_of(cfg: CfgNode) -> tuple[str, ...]:
+    """Prefixes of the names of the parameters that depend on the classes, in a config's model.
+
+    Raises:
+        ValueError: the model names none, and MODEL.CLASS_LAYERS asks for them; or it is not a
+            :class:`spatialflow.modeling.PanopticModel`.
+    """
+    prefixes = configured_class(cfg).class_layers
+    wanted = [key for key, on in cfg.MODEL.CLASS_LAYERS.items() if on]
+    if wanted and not prefixes:
+        raise ValueError(
+            f"MODEL.CLASS_LAYERS.{wanted[0]} is True, but {cfg.MODEL.META_ARCHITECTURE} does not "
+            "name the layers that depend on the classes (class_layers of its PanopticModel)."
+        )
+    return prefixes
 
 
-@torch.no_grad()
-def scale_msra_fill(predictor: nn.Conv2d, num_classes: int) -> None:
-    """Give a 1x1 convolution that starts as "msra" the start it has for another class count.
-
-    MSRA's standard deviation is sqrt(2 / channels out). Of a layer with a channel for each class
-    it is meant for COCO's counts; with few classes the first logits would be large and their loss
-    far above that of chance.
+def train_only_class_layers(model: nn.Module, prefixes: Sequence[str]) -> None:
+    """Freeze everything else, statistics of batch norms included.
 
     Args:
-        predictor: filled by ``c2_msra_fill``; a channel for each class.
-        num_classes: the count whose standard deviation the weights get.
+        model: changed in place.
+        prefixes: of the names of the parameters that stay trainable, see
+            :attr:`spatialflow.modeling.PanopticModel.class_layers`.
     """
-    predictor.weight.mul_(math.sqrt(predictor.out_channels / num_classes))
-
-
-def train_only_class_layers(model: nn.Module) -> None:
-    """Freeze all of a SpatialFlow but its class layers, statistics of batch norms included."""
     FrozenBatchNorm2d.convert_frozen_batchnorm(model)
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(is_class_layer(name))
+        parameter.requires_grad_(name.startswith(tuple(prefixes)))

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import torch
 from detectron2.config import configurable
-from detectron2.layers import ShapeSpec, batched_nms
+from detectron2.layers import ShapeSpec
 from detectron2.modeling.anchor_generator import build_anchor_generator
 from detectron2.modeling.box_regression import Box2BoxTransform, _dense_box_regression_loss
 from detectron2.modeling.matcher import Matcher
@@ -23,6 +23,7 @@ from fvcore.nn import sigmoid_focal_loss
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from .boxes import covered_share, select_detections
 from .layers import conv3x3
 from .loss_normalizer import mean_over_processes
 
@@ -347,39 +348,3 @@ class Detector(nn.Module):
             [-math.inf, -math.inf, *(-w * transform.scale_clamp for w in transform.weights[2:])]
         )
         return transform.apply_deltas(torch.maximum(deltas, least), anchors)
-
-
-def select_detections(candidates: Instances, nms_thresh: float, max_detections: int) -> Instances:
-    """NMS class by class, then the best over all classes.
-
-    As in Detectron2, boxes that clipping left empty are dropped at the end.
-
-    Args:
-        candidates: of one image, with ``pred_boxes``, ``scores`` and ``pred_classes``.
-        nms_thresh: IoU over which NMS drops.
-        max_detections: how many are kept.
-
-    Returns:
-        Those that are kept, best first.
-    """
-    boxes, scores, classes = (candidates.get(k) for k in ("pred_boxes", "scores", "pred_classes"))
-    best = batched_nms(boxes.tensor, scores, classes, nms_thresh)[:max_detections]
-    return candidates[best[boxes[best].nonempty()]]
-
-
-def covered_share(mask: Tensor, boxes: Tensor) -> Tensor:
-    """The share of each box, clipped to the image, that a mask covers.
-
-    Args:
-        mask: (H, W) bool.
-        boxes: (R, 4), taken at whole pixels.
-
-    Returns:
-        (R,) float, 0 for a box without a pixel in the image.
-    """
-    integral = nn.functional.pad(mask.int().cumsum(0).cumsum(1), (1, 0, 1, 0))
-    boxes = boxes.round().long()
-    x1, x2 = boxes[:, 0::2].clamp(0, mask.shape[1]).unbind(1)
-    y1, y2 = boxes[:, 1::2].clamp(0, mask.shape[0]).unbind(1)
-    covered = integral[y2, x2] - integral[y1, x2] - integral[y2, x1] + integral[y1, x1]
-    return covered / ((x2 - x1) * (y2 - y1)).clamp(min=1)

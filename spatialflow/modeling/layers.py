@@ -1,10 +1,16 @@
-"""The 3x3 convolution of sub-networks, flows and dense heads, and how its weights start."""
+"""The 3x3 convolution of sub-networks, flows and dense heads, and how weights start."""
 
 from __future__ import annotations
 
+import math
+
 import fvcore.nn.weight_init as weight_init
+import torch
 from detectron2.layers import Conv2d, get_norm
 from torch import nn
+
+COCO_THINGS, COCO_STUFF_LABELS = 80, 54
+"""COCO's class counts, 'other' included: what the start of the class layers is meant for."""
 
 
 def conv3x3(in_channels: int, out_channels: int, norm: str = "") -> nn.Conv2d:
@@ -35,3 +41,18 @@ def initialize(conv: nn.Conv2d, init: str) -> None:
         return
     nn.init.normal_(conv.weight, std=0.01) if init == "normal" else nn.init.zeros_(conv.weight)
     nn.init.zeros_(conv.bias)
+
+
+@torch.no_grad()
+def scale_msra_fill(predictor: nn.Conv2d, num_classes: int) -> None:
+    """Give a 1x1 convolution that starts as "msra" the start it has for another class count.
+
+    MSRA's standard deviation is sqrt(2 / channels out). Of a layer with a channel for each class
+    it is meant for COCO's counts; with few classes the first logits would be large and their loss
+    far above that of chance.
+
+    Args:
+        predictor: filled by ``c2_msra_fill``; a channel for each class.
+        num_classes: the count whose standard deviation the weights get.
+    """
+    predictor.weight.mul_(math.sqrt(predictor.out_channels / num_classes))

@@ -18,7 +18,7 @@ from detectron2.modeling.roi_heads.mask_head import MaskRCNNConvUpsampleHead
 from detectron2.structures import Boxes, Instances, ROIMasks, pairwise_iou
 from torch import Tensor, nn
 
-from .class_layers import COCO_THINGS, scale_msra_fill
+from .layers import COCO_THINGS, scale_msra_fill
 from .loss_normalizer import mean_over_processes
 from .norms import norm_for_processes
 

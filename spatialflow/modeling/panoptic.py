@@ -7,20 +7,80 @@ however many instances there are.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from detectron2.structures import Instances
+from detectron2.utils.registry import Registry
 from torch import Tensor
 
 FREE = 0
 """Value of a pixel that no segment claims; void in the result."""
 
 
+MERGE_REGISTRY = Registry("MERGE")
+"""The merges by the names of their classes, under which outputs on disk remember them."""
+
+
+class Merge(ABC):
+    """How the instances and stuff of an image become one panoptic map.
+
+    A subclass is a frozen dataclass whose fields are its settings (numbers, strings, None and
+    tuples of them), registered in :data:`MERGE_REGISTRY`.
+    """
+
+    def __call__(self, instances: Instances, stuff_scores: Tensor) -> tuple[Tensor, list[dict]]:
+        """The map (H, W) int32, 0 for void, and its segments; see :func:`merge_panoptic`.
+
+        Args:
+            instances: ``pred_masks``, ``pred_boxes``, ``scores`` and ``pred_classes``.
+            stuff_scores: (S, H, W).
+        """
+        return self.from_labels(instances, most_likely_labels(stuff_scores), len(stuff_scores))
+
+    def usable(self, instances: Instances) -> Instances:
+        """Those of the instances of an image that can be on the map: by default all."""
+        return instances
+
+    @abstractmethod
+    def from_labels(
+        self, instances: Instances, stuff_labels: Tensor, num_stuff_labels: int
+    ) -> tuple[Tensor, list[dict]]:
+        """As the call, from the best stuff label (H, W) int64 of each pixel instead of scores."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Name and settings, for JSON."""
+        return {"name": type(self).__name__, **asdict(self)}
+
+    @staticmethod
+    def from_dict(content: dict[str, Any]) -> Merge:
+        """The merge that :meth:`as_dict` described.
+
+        Raises:
+            ValueError: no merge of this name is registered.
+            KeyError, TypeError: there is no name, or the settings are not its own.
+        """
+        # JSON has no tuples.
+        settings = {k: tuple(v) if isinstance(v, list) else v for k, v in content.items()}
+        name = settings.pop("name")
+        if name not in MERGE_REGISTRY:
+            raise ValueError(
+                f"the merge {name!r} is not registered (MERGE_REGISTRY of spatialflow.modeling): "
+                "import the module that defines it first"
+            )
+        return MERGE_REGISTRY.get(name)(**settings)
+
+
+@MERGE_REGISTRY.register()
 @dataclass(frozen=True)
-class MergeSettings:
-    """The settings of :func:`merge_panoptic`, under the names of its arguments."""
+class HeuristicMerge(Merge):
+    """:func:`merge_panoptic` with settings under the names of its arguments.
+
+    Without box fill it is the merge of Panoptic FPN (Kirillov et al., CVPR 2019, Sec. 3.2).
+    """
 
     thing_labels: Collection[int] = (0,)
     score_thresh: float = 0.37
@@ -29,15 +89,35 @@ class MergeSettings:
     box_fill_min_free: float | None = 0.6
 
     @classmethod
-    def from_config(cls, cfg) -> MergeSettings:
-        """Read MODEL.PANOPTIC_FPN.COMBINE and this project's keys of the merge."""
-        keys, combine = cfg.MODEL.SPATIALFLOW, cfg.MODEL.PANOPTIC_FPN.COMBINE
+    def from_config(cls, cfg, box_fill_min_free: float | None = None) -> HeuristicMerge | None:
+        """Read MODEL.PANOPTIC_FPN.COMBINE; None when it is not enabled."""
+        combine = cfg.MODEL.PANOPTIC_FPN.COMBINE
+        if not combine.ENABLED:
+            return None
         return cls(
-            thing_labels=tuple(keys.THING_LABELS_IN_STUFF),
+            thing_labels=tuple(cfg.MODEL.SEM_SEG_HEAD.THING_LABELS),
             score_thresh=combine.INSTANCES_CONFIDENCE_THRESH,
             overlap_thresh=combine.OVERLAP_THRESH,
             stuff_area_limit=combine.STUFF_AREA_LIMIT,
-            box_fill_min_free=keys.BOX_FILL.MIN_FREE if keys.BOX_FILL.ENABLED else None,
+            box_fill_min_free=box_fill_min_free,
+        )
+
+    def usable(self, instances: Instances) -> Instances:
+        """Those over the score threshold."""
+        return instances[is_confident(instances.scores, self.score_thresh)]
+
+    def from_labels(
+        self, instances: Instances, stuff_labels: Tensor, num_stuff_labels: int
+    ) -> tuple[Tensor, list[dict]]:
+        """See :class:`Merge`."""
+        return merge_panoptic(
+            instances.pred_masks,
+            instances.pred_boxes.tensor,
+            instances.scores,
+            instances.pred_classes,
+            stuff_labels,
+            num_stuff_labels=num_stuff_labels,
+            **vars(self),
         )
 
 
@@ -89,28 +169,6 @@ def merge_panoptic(
     if box_fill_min_free is not None:
         fill_boxes(panoptic, boxes[order], box_fill_min_free)
     return _describe(panoptic, scores[order], classes[order], num_stuff_labels)
-
-
-def merge_results(
-    instances: Instances, stuff_labels: Tensor, num_stuff_labels: int, settings: MergeSettings
-) -> tuple[Tensor, list[dict]]:
-    """:func:`merge_panoptic` of what a model has for one image.
-
-    Args:
-        instances: ``pred_masks``, ``pred_boxes``, ``scores`` and ``pred_classes``.
-        stuff_labels: (H, W) int64.
-        num_stuff_labels: S.
-        settings: of the merge.
-    """
-    return merge_panoptic(
-        instances.pred_masks,
-        instances.pred_boxes.tensor,
-        instances.scores,
-        instances.pred_classes,
-        stuff_labels,
-        num_stuff_labels=num_stuff_labels,
-        **vars(settings),
-    )
 
 
 def is_confident(scores: Tensor, score_thresh: float) -> Tensor:

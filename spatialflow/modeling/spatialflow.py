@@ -7,35 +7,38 @@ Legend: N images, C channels, P3 to P7 the FPN levels, H x W the size of the out
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
-from typing import TypeVar
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from detectron2.config import configurable
 from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone
 from detectron2.structures import Boxes, ImageList, Instances
-from torch import Tensor, nn
+from torch import Tensor
 
-from .class_layers import train_only_class_layers
 from .config_check import check_config
 from .detection import DensePredictions, Detector
+from .fused_subnets import FusedSubnetworks
 from .ground_truth import crowd_mask, gt_instances, target
-from .mask_head import ThingHead, paste_masks
-from .panoptic import MergeSettings, is_confident, merge_results, most_likely_labels
+from .mask_head import ThingHead
+from .panoptic import HeuristicMerge, Merge
+from .panoptic_model import ClassLogits, PanopticModel, Sizes, StuffLabels
 from .stuff_head import StuffHead
 from .subnets import SEGMENTATION_LEVELS, SubnetFeatures, Subnetworks
 
-T = TypeVar("T")
 PYRAMID = ("p3", "p4", "p5", "p6", "p7")
-PIXELS_AT_A_TIME_ON_CPU = 2**19
-"""A larger batch runs in parts: from there on a ResNet's largest features have more than the 32 MB
-that glibc keeps for the next layer, and to get memory from the system anew takes longer than a
-batch saves (docs/PERFORMANCE.md)."""
+
+
+class DenseOutputs(NamedTuple):
+    """What :meth:`SpatialFlow.dense` returns; ``stuff`` (N, S, h, w) is None without the branch."""
+
+    features: SubnetFeatures
+    predictions: DensePredictions
+    stuff: Tensor | None
 
 
 @META_ARCH_REGISTRY.register()
-class SpatialFlow(nn.Module):
+class SpatialFlow(PanopticModel):
     """A RetinaNet with four sub-networks, information flows, and a thing and a stuff branch.
 
     Args:
@@ -45,10 +48,14 @@ class SpatialFlow(nn.Module):
         thing_head: None without the thing branch.
         stuff_head: None without the stuff branch.
         pixel_mean, pixel_std: of the channels of the input, in its order.
-        merge_settings: thresholds of the merge.
-        panoptic_on: whether things and stuff are merged.
-        class_layers_only: freeze all but the layers that depend on the classes.
+        merge: of things and stuff, if the model has both branches; None leaves the map out.
     """
+
+    class_layers = (
+        "detector.cls_score.",
+        "thing_head.mask_head.predictor.",
+        "stuff_head.predictor.",
+    )
 
     @configurable
     def __init__(
@@ -61,9 +68,7 @@ class SpatialFlow(nn.Module):
         stuff_head: StuffHead | None,
         pixel_mean: Sequence[float],
         pixel_std: Sequence[float],
-        merge_settings: MergeSettings = MergeSettings(),  # noqa: B008
-        panoptic_on: bool = True,
-        class_layers_only: bool = False,
+        merge: Merge | None = HeuristicMerge(),  # noqa: B008
     ):
         super().__init__()
         self.backbone = backbone
@@ -73,10 +78,10 @@ class SpatialFlow(nn.Module):
         self.stuff_head = stuff_head
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
-        self.merge_settings = merge_settings
-        self.panoptic_on = panoptic_on and thing_head is not None and stuff_head is not None
-        if class_layers_only:
-            train_only_class_layers(self)
+        self.nms_thresh = detector.nms_thresh
+        self.size_divisibility = backbone.size_divisibility
+        self.predicts_masks, self.predicts_stuff = thing_head is not None, stuff_head is not None
+        self.merge = merge if self.predicts_masks and self.predicts_stuff else None
 
     @classmethod
     def from_config(cls, cfg) -> dict:
@@ -98,69 +103,31 @@ class SpatialFlow(nn.Module):
             "stuff_head": StuffHead(cfg, segmentation_shapes) if keys.STUFF_ON else None,
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
-            "merge_settings": MergeSettings.from_config(cfg),
-            "panoptic_on": cfg.MODEL.PANOPTIC_FPN.COMBINE.ENABLED,
-            "class_layers_only": keys.CLASS_LAYERS.TRAIN_ONLY,
+            "merge": cls.build_merge(cfg),
         }
 
-    @property
-    def predicts_masks(self) -> bool:
-        """Whether there is a thing branch."""
-        return self.thing_head is not None
-
-    @property
-    def predicts_stuff(self) -> bool:
-        """Whether there is a stuff branch."""
-        return self.stuff_head is not None
+    @classmethod
+    def build_merge(cls, cfg) -> HeuristicMerge | None:
+        """MODEL.PANOPTIC_FPN.COMBINE with the box fill; None when it is not enabled."""
+        fill = cfg.MODEL.SPATIALFLOW.BOX_FILL
+        return HeuristicMerge.from_config(cfg, fill.MIN_FREE if fill.ENABLED else None)
 
     @property
     def device(self) -> torch.device:
         """Where the model is."""
         return self.pixel_mean.device
 
-    def forward(self, batched_inputs: list[dict]) -> dict[str, Tensor] | list[dict]:
-        """Losses in training, results in evaluation.
-
-        Args:
-            batched_inputs: one dict an image. ``image``: (3, h, w) in the config's channel order;
-                ``height`` and ``width``: the output size (default: h and w). In training also
-                ``instances`` (``gt_boxes``, ``gt_classes``, ``gt_masks`` as BitMasks or
-                PolygonMasks), ``sem_seg`` (h, w) int64, and ``crowd_mask`` (h, w) bool if there are
-                crowds.
-
-        Returns:
-            In training ``loss_cls``, ``loss_box_reg``, ``loss_mask`` and ``loss_sem_seg``, scalars,
-            the last two where their branch is on. In evaluation a dict an image: ``instances``
-            (``pred_boxes``, ``scores``, ``pred_classes``, ``pred_masks`` (n, H, W) bool),
-            ``sem_seg`` (S, H, W) scores, and ``panoptic_seg``, the map (H, W) int32 and its
-            segments.
-        """
-        if self.training:
-            return self.losses(batched_inputs)
-        return self._by_size(self.inference, batched_inputs)
-
-    @torch.no_grad()
-    def panoptic_inference(self, batched_inputs: list[dict]) -> list[dict]:
-        """Only the panoptic maps, with less time and memory than all results take.
-
-        Masks are predicted for the instances over the score threshold alone, and stuff scores are
-        brought to the output size a few labels at a time.
-
-        Args:
-            batched_inputs: see :meth:`forward`.
-
-        Returns:
-            A dict an image with ``panoptic_seg``, but for rounding that of :meth:`forward`.
-
-        Raises:
-            RuntimeError: the model makes no panoptic maps.
-        """
-        if not self.panoptic_on:
-            raise RuntimeError("This model has no panoptic output; call the model itself.")
-        return self._by_size(self._merge_confident, batched_inputs)
-
     def losses(self, batched_inputs: list[dict]) -> dict[str, Tensor]:
         """The terms of eq. (6), each already weighted.
+
+        Args:
+            batched_inputs: besides what :meth:`forward` needs ``instances`` (``gt_boxes``,
+                ``gt_classes``, ``gt_masks`` as BitMasks or PolygonMasks), ``sem_seg`` (h, w)
+                int64, and ``crowd_mask`` (h, w) bool if there are crowds.
+
+        Returns:
+            ``loss_cls``, ``loss_box_reg``, ``loss_mask`` and ``loss_sem_seg``, the last two where
+            their branch is on.
 
         Raises:
             ValueError: an image lacks a target, see :mod:`spatialflow.modeling.ground_truth`.
@@ -168,7 +135,7 @@ class SpatialFlow(nn.Module):
         images = self.preprocess_image(batched_inputs)
         things = [gt_instances(x, self.device, masks=self.predicts_masks) for x in batched_inputs]
         crowd_masks = [crowd_mask(x, self.device) for x in batched_inputs]
-        features = self.extract_features(images)
+        features = self.extract_features(images.tensor)
         predictions = self.detector(features.cls, features.reg)
         anchors = self.detector.anchor_generator(features.cls)
         targets = self.detector.label_anchors(
@@ -183,48 +150,6 @@ class SpatialFlow(nn.Module):
             losses |= self.stuff_head.losses(features.stuff, self._stuff_targets(batched_inputs))
         return losses
 
-    @torch.no_grad()
-    def inference(self, batched_inputs: list[dict]) -> list[dict]:
-        """The results of images that pad to one size, see :meth:`forward`."""
-        images = self.preprocess_image(batched_inputs)
-        output_sizes = _output_sizes(batched_inputs, images)
-        features = self.extract_features(images)
-        instances = self.detect(features, images.image_sizes, output_sizes)
-        results = [{"instances": found} for found in instances]
-        if self.thing_head is not None:
-            masks = self.predict_masks(features, instances, images.image_sizes)
-            for found, masks_i in zip(instances, masks, strict=True):
-                found.pred_masks = paste_masks(masks_i, found)
-        if self.stuff_head is not None:
-            scores = self.stuff_scores(features, images.image_sizes, output_sizes)
-            for result, scores_i in zip(results, scores, strict=True):
-                result["sem_seg"] = scores_i
-        if self.panoptic_on:
-            for result in results:
-                result["panoptic_seg"] = self.merge(result["instances"], result["sem_seg"])
-        return results
-
-    def _merge_confident(self, batched_inputs: list[dict]) -> list[dict]:
-        """The results of images that pad to one size, see :meth:`panoptic_inference`."""
-        images = self.preprocess_image(batched_inputs)
-        output_sizes = _output_sizes(batched_inputs, images)
-        features = self.extract_features(images)
-        instances = [
-            found[is_confident(found.scores, self.merge_settings.score_thresh)]
-            for found in self.detect(features, images.image_sizes, output_sizes)
-        ]
-        masks = self.predict_masks(features, instances, images.image_sizes)
-        stuff = self.dense_stuff_scores(features)
-        results = []
-        for found, masks_i, *scores in zip(
-            instances, masks, stuff, images.image_sizes, output_sizes, strict=True
-        ):
-            labels = self.stuff_head.postprocess_labels(*scores)
-            found.pred_masks = paste_masks(masks_i, found)
-            merged = merge_results(found, labels, stuff.shape[1], self.merge_settings)
-            results.append({"panoptic_seg": merged})
-        return results
-
     def preprocess_image(self, batched_inputs: list[dict]) -> ImageList:
         """Normalise the images, then pad them with zeros to one size the backbone can take."""
         images = [
@@ -236,77 +161,72 @@ class SpatialFlow(nn.Module):
             padding_constraints=self.backbone.padding_constraints,
         )
 
-    def extract_features(self, images: ImageList) -> SubnetFeatures:
-        """Backbone, FPN, sub-networks and flows."""
-        pyramid = self.backbone(images.tensor)
+    def extract_features(self, images: Tensor) -> SubnetFeatures:
+        """Backbone, FPN, sub-networks and flows, of normalised images (N, 3, h, w)."""
+        pyramid = self.backbone(images)
         return self.subnets([pyramid[name] for name in PYRAMID])
 
-    def detect(
-        self,
-        features: SubnetFeatures,
-        image_sizes: list[tuple[int, int]],
-        output_sizes: list[tuple[int, int]],
-    ) -> list[Instances]:
-        """Detections of each image at its output size: boxes, scores and classes."""
-        candidates = self.find_candidates(features, image_sizes, output_sizes)
-        return [self.detector.select(found) for found in candidates]
+    def dense(self, images: Tensor) -> DenseOutputs:
+        """Features of the sub-networks, class logits, box deltas and stuff scores."""
+        features = self.extract_features(images)
+        return DenseOutputs(
+            features,
+            self.detector(features.cls, features.reg),
+            None if self.stuff_head is None else self.stuff_head(features.stuff),
+        )
 
     def find_candidates(
-        self,
-        features: SubnetFeatures,
-        image_sizes: list[tuple[int, int]],
-        output_sizes: list[tuple[int, int]],
+        self, dense: DenseOutputs, image_sizes: Sizes, output_sizes: Sizes
     ) -> list[Instances]:
-        """What :meth:`detect` selects from: boxes, scores and classes before NMS."""
-        predictions = self.detector(features.cls, features.reg)
-        anchors = self.detector.anchor_generator(features.cls)
-        return self.detector.find_candidates(predictions, anchors, image_sizes, output_sizes)
+        """Boxes, scores and classes before NMS, see :class:`PanopticModel`."""
+        anchors = self.detector.anchor_generator(dense.features.cls)
+        return self.detector.find_candidates(dense.predictions, anchors, image_sizes, output_sizes)
 
-    def mask_features(self, features: SubnetFeatures) -> SubnetFeatures:
-        """What :meth:`predict_masks` needs of the features, so that the rest can be freed."""
-        return SubnetFeatures(cls=[], reg=[], stuff=[], thing=features.thing)
+    def select(self, candidates: Instances) -> Instances:
+        """NMS, and the best of what is left."""
+        return self.detector.select(candidates)
+
+    def stuff_scores(
+        self, dense: DenseOutputs, image_sizes: Sizes, output_sizes: Sizes
+    ) -> list[Tensor]:
+        """Stuff scores (S, H, W) of each image at its output size."""
+        return [
+            self.stuff_head.postprocess(*one)
+            for one in zip(dense.stuff, image_sizes, output_sizes, strict=True)
+        ]
+
+    def stuff_labels(
+        self, dense: DenseOutputs, image_sizes: Sizes, output_sizes: Sizes
+    ) -> list[StuffLabels]:
+        """The best labels, without memory for the scores at the output size."""
+        return [
+            StuffLabels(self.stuff_head.postprocess_labels(scores, *sizes), len(scores))
+            for scores, *sizes in zip(dense.stuff, image_sizes, output_sizes, strict=True)
+        ]
+
+    def mask_features(self, dense: DenseOutputs) -> list[Tensor]:
+        """thing_1 of P3 to P5."""
+        return dense.features.thing
 
     def predict_masks(
-        self,
-        features: SubnetFeatures,
-        instances: list[Instances],
-        image_sizes: list[tuple[int, int]],
+        self, features: list[Tensor], instances: list[Instances], image_sizes: Sizes
     ) -> list[Tensor]:
-        """Mask probabilities (n, M, M) for given boxes, of the class of each.
-
-        Args:
-            features: of the images.
-            instances: ``pred_boxes`` at the output size and ``pred_classes``.
-            image_sizes: (height, width) of each network input without padding.
-        """
+        """Mask probabilities (n, M, M) of the class of each box, see :class:`PanopticModel`."""
         boxes = []
         for found, (height, width) in zip(instances, image_sizes, strict=True):
             boxes_i = found.pred_boxes.clone()
             boxes_i.scale(width / found.image_size[1], height / found.image_size[0])
             boxes.append(boxes_i)
-        return self.thing_head.predict(features.thing, boxes, [i.pred_classes for i in instances])
+        return self.thing_head.predict(features, boxes, [i.pred_classes for i in instances])
 
-    def stuff_scores(
-        self,
-        features: SubnetFeatures,
-        image_sizes: list[tuple[int, int]],
-        output_sizes: list[tuple[int, int]],
-    ) -> list[Tensor]:
-        """Stuff scores (S, H, W) of each image at its output size."""
-        scores = self.dense_stuff_scores(features)
-        return [
-            self.stuff_head.postprocess(*one)
-            for one in zip(scores, image_sizes, output_sizes, strict=True)
-        ]
+    def fuse(self) -> None:
+        """Compute the convolutions of the sub-networks that read the same feature as one."""
+        if not isinstance(self.subnets, FusedSubnetworks):
+            self.subnets = FusedSubnetworks(self.subnets)
 
-    def dense_stuff_scores(self, features: SubnetFeatures) -> Tensor:
-        """Stuff scores (N, S, h, w) at the size of the padded network input."""
-        return self.stuff_head(features.stuff)
-
-    def merge(self, instances: Instances, stuff_scores: Tensor) -> tuple[Tensor, list[dict]]:
-        """The panoptic map and its segments from the instances and stuff scores of one image."""
-        labels = most_likely_labels(stuff_scores)
-        return merge_results(instances, labels, len(stuff_scores), self.merge_settings)
+    def class_logits(self) -> ClassLogits:
+        """The cls head."""
+        return ClassLogits(self.detector.cls_score, has_background=False)
 
     @torch.no_grad()
     def _detections_in_training(
@@ -323,46 +243,3 @@ class SpatialFlow(nn.Module):
             self.stuff_head.ignore_value,
             self.backbone.padding_constraints,
         ).tensor
-
-    def _by_size(
-        self, infer: Callable[[list[dict]], list[dict]], batched_inputs: list[dict]
-    ) -> list[dict]:
-        """Run images that pad to one size together: no result depends on the rest of the batch."""
-        results: list[dict] = [{}] * len(batched_inputs)
-        for indices in self._groups_of_one_size(batched_inputs):
-            group = infer([batched_inputs[i] for i in indices])
-            for i, result in zip(indices, group, strict=True):
-                results[i] = result
-        return results
-
-    def _groups_of_one_size(self, batched_inputs: list[dict]) -> list[list[int]]:
-        groups: dict[tuple[int, ...], list[int]] = {}
-        unit = max(self.backbone.size_divisibility, 1)
-        for i, x in enumerate(batched_inputs):
-            padded = tuple(math.ceil(side / unit) * unit for side in x["image"].shape[-2:])
-            groups.setdefault(padded, []).append(i)
-        return [
-            part for size, group in groups.items() for part in split_batch(group, size, self.device)
-        ]
-
-
-def _output_sizes(batched_inputs: list[dict], images: ImageList) -> list[tuple[int, int]]:
-    """The (height, width) that each image's results are wanted at, see ``SpatialFlow.forward``."""
-    return [
-        (x.get("height", size[0]), x.get("width", size[1]))
-        for x, size in zip(batched_inputs, images.image_sizes, strict=True)
-    ]
-
-
-def split_batch(batch: list[T], size: tuple[int, int], device: torch.device) -> list[list[T]]:
-    """The parts of a batch that run one after the other: on a CPU as few images as suit its memory.
-
-    Args:
-        batch: whatever stands for the images.
-        size: (height, width) of each.
-        device: where they run.
-    """
-    step = len(batch)
-    if device.type == "cpu":
-        step = max(1, PIXELS_AT_A_TIME_ON_CPU // (size[0] * size[1]))
-    return [batch[i : i + step] for i in range(0, len(batch), step)]

@@ -15,7 +15,7 @@ from detectron2.modeling.meta_arch.semantic_seg import SemSegFPNHead
 from detectron2.modeling.postprocessing import sem_seg_postprocess
 from torch import Tensor, nn
 
-from .class_layers import COCO_STUFF_LABELS, scale_msra_fill
+from .layers import COCO_STUFF_LABELS, scale_msra_fill
 from .loss_normalizer import mean_over_processes
 from .norms import norm_for_processes
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
@@ -25,7 +25,7 @@ from torch import Tensor
 from spatialflow.data.file_names import file_below
 from spatialflow.evaluation.ground_truth import PanopticGroundTruth
 from spatialflow.evaluation.unannotated import UnannotatedImages
-from spatialflow.modeling.panoptic import MergeSettings, merge_panoptic, most_likely_labels
+from spatialflow.modeling.panoptic import Merge, most_likely_labels
 
 FOLDER = "raw_outputs"
 INDEX = f"{FOLDER}.json"
@@ -92,7 +92,7 @@ class RawOutputs:
 
     Attributes:
         folder: where the index is.
-        merge: the settings of the merge that the evaluation had.
+        merge: the one that the evaluation had.
         categories: ``id``, ``name`` and ``isthing`` of the dataset's categories.
         thing_ids, stuff_ids: category id of each thing class and stuff label; -1 for 'other'.
         truth: ``panoptic_root`` and ``panoptic_json`` of the ground truth; empty without any.
@@ -100,7 +100,7 @@ class RawOutputs:
     """
 
     folder: str
-    merge: MergeSettings
+    merge: Merge
     categories: list[dict]
     thing_ids: list[int]
     stuff_ids: list[int]
@@ -113,7 +113,7 @@ class RawOutputs:
 
         Raises:
             FileNotFoundError: there is none.
-            ValueError: it is damaged.
+            ValueError: it is damaged, or its merge is not registered.
         """
         path = os.path.join(folder, INDEX)
         try:
@@ -121,7 +121,7 @@ class RawOutputs:
             files = {entry["image_id"]: entry["file_name"] for entry in index["images"]}
             for name in files.values():
                 file_below(folder, name)
-            merge = MergeSettings(**index["merge"])
+            merge = Merge.from_dict(index["merge"])
             keys = ("categories", "thing_ids", "stuff_ids", "truth")
             return cls(folder, merge, *(index[k] for k in keys), files)
         except FileNotFoundError as e:
@@ -129,25 +129,17 @@ class RawOutputs:
                 f"{path} is not there; evaluate with TEST.SAVE_RAW_OUTPUTS True first."
             ) from e
         except (ValueError, KeyError, TypeError) as e:
-            raise ValueError(f"{path} is no index of raw outputs: {e!r}") from e
+            raise ValueError(f"{path} is no index of raw outputs: {type(e).__name__}: {e}") from e
 
     def load(self, image_id: Hashable) -> tuple[Instances, Tensor]:
         """Instances and stuff labels of an image; see :func:`load_raw_output`."""
         return load_raw_output(os.path.join(self.folder, self.files[image_id]))
 
     def merged(
-        self, instances: Instances, stuff_labels: Tensor, settings: MergeSettings
+        self, instances: Instances, stuff_labels: Tensor, merge: Merge
     ) -> tuple[np.ndarray, list[dict]]:
         """The panoptic map (H, W) and its segments, with the dataset's category ids."""
-        id_map, segments = merge_panoptic(
-            instances.pred_masks,
-            instances.pred_boxes.tensor,
-            instances.scores,
-            instances.pred_classes,
-            stuff_labels,
-            num_stuff_labels=len(self.stuff_ids),
-            **vars(settings),
-        )
+        id_map, segments = merge.from_labels(instances, stuff_labels, len(self.stuff_ids))
         for s in segments:
             ids = self.thing_ids if s["isthing"] else self.stuff_ids
             s["category_id"] = ids[s["category_id"]]
@@ -161,13 +153,13 @@ class RawOutputWriter(DatasetEvaluator):
         self,
         output_dir: str,
         dataset: PanopticGroundTruth | UnannotatedImages,
-        merge: MergeSettings,
+        merge: Merge,
     ):
         """
         Args:
             output_dir: where the index and the folder of the raw outputs go.
             dataset: what the images belong to.
-            merge: the settings that the model merges with.
+            merge: the model's.
         """
         self._output_dir = output_dir
         self._categories = dataset.categories
@@ -196,7 +188,7 @@ class RawOutputWriter(DatasetEvaluator):
         if not comm.is_main_process():
             return
         content = {
-            "merge": asdict(self._merge),
+            "merge": self._merge.as_dict(),
             "categories": self._categories.as_json(),
             "thing_ids": [c.id for c in self._categories.things],
             "stuff_ids": [c.id for c in self._categories.stuff],

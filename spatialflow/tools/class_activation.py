@@ -52,7 +52,7 @@ def class_activations(model: SpatialFlow, inputs: dict, size: tuple[int, int]) -
     images = model.preprocess_image([inputs])
     (image_size,) = images.image_sizes
     padded = tuple(images.tensor.shape[-2:])
-    features = model.extract_features(images)
+    features = model.extract_features(images.tensor)
 
     def resize(maps: Tensor) -> Tensor:
         maps = F.interpolate(maps, padded, mode="bilinear", align_corners=False)

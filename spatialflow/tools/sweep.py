@@ -24,7 +24,7 @@ from spatialflow.data.targets import read_panoptic_png
 from spatialflow.errors import exit_on_user_error, reading_user_input
 from spatialflow.evaluation.panoptic_quality import GROUPS, PanopticCounts, match_segments
 from spatialflow.evaluation.tables import table
-from spatialflow.modeling.panoptic import MergeSettings
+from spatialflow.modeling.panoptic import Merge
 from spatialflow.paths import refuse_overwriting
 from spatialflow.saved.raw_outputs import INDEX, RawOutputs, load_raw_output
 from spatialflow.utils.parallel import in_parallel
@@ -41,45 +41,54 @@ Task = tuple[str, dict]
 """Path of an image's raw output, and its entry in ``annotations`` of the ground truth."""
 
 
-def combinations(base: MergeSettings, values: Mapping[str, Sequence]) -> list[MergeSettings]:
+def combinations(base: Merge, values: Mapping[str, Sequence]) -> list[Merge]:
     """``base`` first, then every combination of the values that is not the same as it.
 
     Args:
-        base: the settings that values are put into.
+        base: the merge whose settings are changed.
         values: for some of the names in ``SWEPT``, the values to try.
+
+    Raises:
+        ValueError: the merge has no such setting.
     """
-    settings = [base]
+    for name in values:
+        if name not in vars(base):
+            raise ValueError(
+                f"--{name.replace('_', '-')} is not a setting of the merge that the evaluation "
+                f"had, {type(base).__name__}: {', '.join(vars(base))}."
+            )
+    merges = [base]
     for combination in itertools.product(*values.values()):
         changed = dataclasses.replace(base, **dict(zip(values, combination, strict=True)))
-        if changed not in settings:
-            settings.append(changed)
-    return settings
+        if changed not in merges:
+            merges.append(changed)
+    return merges
 
 
 def sweep(
-    raw: RawOutputs, settings: Sequence[MergeSettings], workers: int = 1, progress: bool = False
+    raw: RawOutputs, merges: Sequence[Merge], workers: int = 1, progress: bool = False
 ) -> list[PanopticCounts]:
-    """Merge and count all images once for each of the settings.
+    """Merge and count all images once for each of the merges.
 
     Args:
         raw: outputs of an evaluation on annotated images.
-        settings: of the merge.
+        merges: the first is that of the evaluation.
         workers: processes; 1 is this one.
         progress: show a progress bar.
 
     Returns:
-        The counts for each of the settings. For the settings of the evaluation they are its own.
+        The counts of each merge. Those of the evaluation's merge are its own.
 
     Raises:
         FileNotFoundError, ValueError: a file is missing or damaged, or outputs and ground truth
             are not of the same images.
     """
-    counts = [PanopticCounts(raw.categories) for _ in settings]
+    counts = [PanopticCounts(raw.categories) for _ in merges]
     count_one = partial(
         _count_image,
         # The workers need not carry the list of files along.
         raw=dataclasses.replace(raw, files={}),
-        settings=settings,
+        merges=merges,
     )
     for tables in tqdm(
         in_parallel(count_one, tasks_of(raw), workers),
@@ -104,18 +113,16 @@ def tasks_of(raw: RawOutputs) -> list[Task]:
     return [(os.path.join(raw.folder, name), annotations[i]) for i, name in raw.files.items()]
 
 
-def _count_image(
-    task: Task, raw: RawOutputs, settings: Sequence[MergeSettings]
-) -> list[np.ndarray]:
+def _count_image(task: Task, raw: RawOutputs, merges: Sequence[Merge]) -> list[np.ndarray]:
     path, annotation = task
     png = os.path.join(raw.truth["panoptic_root"], annotation["file_name"])
     truth = read_panoptic_png(png)
     instances, labels = load_raw_output(path)
     tables = []
-    for s in settings:
+    for merge in merges:
         counts = PanopticCounts(raw.categories)
         try:
-            id_map, segments = raw.merged(instances, labels, s)
+            id_map, segments = raw.merged(instances, labels, merge)
             counts.add(match_segments(id_map, segments, truth, annotation["segments_info"]))
         except ValueError as e:
             raise ValueError(f"{path} against {png}: {e}.") from e
@@ -123,15 +130,15 @@ def _count_image(
     return tables
 
 
-def rows_of(settings: Sequence[MergeSettings], counts: Sequence[PanopticCounts]) -> list[dict]:
-    """A dict for each of the settings: their values, PQ, PQ_th and PQ_st in percent; best first.
+def rows_of(merges: Sequence[Merge], counts: Sequence[PanopticCounts]) -> list[dict]:
+    """A dict for each merge: its settings, PQ, PQ_th and PQ_st in percent; best first.
 
-    ``is_config`` marks the first of the settings, those of the evaluation.
+    ``is_config`` marks the first of the merges, that of the evaluation.
     """
     rows = []
-    for i, (s, count) in enumerate(zip(settings, counts, strict=True)):
+    for i, (merge, count) in enumerate(zip(merges, counts, strict=True)):
         results = count.results()
-        row = {name: getattr(s, name) for name in SWEPT}
+        row = {name: value for name, value in vars(merge).items() if name in SWEPT}
         for name, group in zip(("PQ", "PQ_th", "PQ_st"), GROUPS, strict=True):
             row[name] = 100 * results[group]["pq"]
         rows.append(row | {"is_config": i == 0})
@@ -147,8 +154,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         outputs, index = (args.json_out, args.csv_out), os.path.join(args.folder, INDEX)
         refuse_overwriting(filter(None, outputs), [index, *raw.truth.values()], "output file")
         values = {name: v for name in SWEPT if (v := getattr(args, name)) is not None}
-        settings = combinations(raw.merge, values)
-        rows = rows_of(settings, sweep(raw, settings, args.workers, progress=True))
+        merges = combinations(raw.merge, values)
+        rows = rows_of(merges, sweep(raw, merges, args.workers, progress=True))
         print(_table(rows))
         if args.json_out:
             with open(args.json_out, "w") as f:
@@ -187,13 +194,14 @@ def _fill(text: str) -> float | None:
 
 
 def _table(rows: Sequence[Mapping]) -> str:
+    swept = [name for name in SWEPT if name in rows[0]]
     shown = [
         [f"{row[key]:.2f}" for key in ("PQ", "PQ_th", "PQ_st")]
-        + ["off" if row[name] is None else str(row[name]) for name in SWEPT]
+        + ["off" if row[name] is None else str(row[name]) for name in swept]
         + ["as evaluated" if row["is_config"] else ""]
         for row in rows
     ]
-    return table(shown, ["PQ", "PQ things", "PQ stuff", *SWEPT, ""])
+    return table(shown, ["PQ", "PQ things", "PQ stuff", *swept, ""])
 
 
 if __name__ == "__main__":

@@ -209,10 +209,10 @@ def test_splits_that_are_not_in_use_need_not_be_there(cfg, folder):
 
 def test_cityscapes_needs_its_labels_of_things(cfg):
     cfg.DATASETS.TRAIN = ("cityscapes_fine_panoptic_val",)
-    with pytest.raises(ValueError, match=r"THING_LABELS_IN_STUFF is \[0\].*\[11, 12, .*, 18\]"):
+    with pytest.raises(ValueError, match=r"SEM_SEG_HEAD.THING_LABELS is \[0\].*\[11, 12, .*, 18\]"):
         prepare_datasets(cfg, check_files=False)
     cfg.MODEL.RETINANET.NUM_CLASSES = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = 0
-    cfg.MODEL.SPATIALFLOW.THING_LABELS_IN_STUFF = list(range(11, 19))
+    cfg.MODEL.SEM_SEG_HEAD.THING_LABELS = list(range(11, 19))
     prepare_datasets(cfg, check_files=False)
     assert (cfg.MODEL.RETINANET.NUM_CLASSES, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES) == (8, 19)
 

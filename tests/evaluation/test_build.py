@@ -4,7 +4,6 @@ import json
 import math
 
 import pytest
-from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 from detectron2.data.datasets import register_coco_panoptic_separated as register_separated
@@ -20,8 +19,8 @@ from panoptic_scenes import (
     two_images,
     write_panoptic,
 )
+from stand_ins import Branches
 
-from spatialflow.config import add_spatialflow_config
 from spatialflow.data import register_coco_panoptic
 from spatialflow.engine import launch
 from spatialflow.evaluation import PanopticGroundTruth, build_evaluator, format_results
@@ -36,18 +35,17 @@ from spatialflow.evaluation import PanopticGroundTruth, build_evaluator, format_
         (False, False, ["bbox"]),
     ],
 )
-def test_measures_follow_the_branches(register, cfg, things, stuff, tasks):
-    cfg.MODEL.SPATIALFLOW.THING_ON, cfg.MODEL.SPATIALFLOW.STUFF_ON = things, stuff
+def test_measures_follow_the_branches(register, things, stuff, tasks):
     name = register(two_images())
-    results = evaluate_perfect(build_evaluator(cfg, name), name)
+    results = evaluate_perfect(build_evaluator(Branches(things, stuff), name), name)
     assert list(results) == tasks
     headline = {"panoptic_seg": "PQ", "bbox": "AP", "segm": "AP", "sem_seg": "mIoU"}
     assert [results[t][headline[t]] for t in tasks] == pytest.approx([100] * len(tasks))
 
 
-def test_nothing_predicted_at_all(register, cfg):
+def test_nothing_predicted_at_all(register):
     name = register(two_images())
-    truth, evaluator = PanopticGroundTruth(name), build_evaluator(cfg, name)
+    truth, evaluator = PanopticGroundTruth(name), build_evaluator(Branches(), name)
     evaluator.reset()
     for image in inputs_of(name):
         output = perfect_output(truth, image["image_id"])
@@ -60,7 +58,8 @@ def test_nothing_predicted_at_all(register, cfg):
     assert "| Things |" in format_results(results)
 
 
-def test_coco_instance_dataset_gets_box_ap(cfg, tmp_path):
+@pytest.mark.parametrize("with_masks", [False, True])
+def test_coco_instance_dataset_gets_the_ap_of_what_it_annotates(tmp_path, with_masks):
     content = {
         "info": {},
         "images": [{"id": 1, "file_name": "a.jpg", "height": 8, "width": 8}],
@@ -70,6 +69,8 @@ def test_coco_instance_dataset_gets_box_ap(cfg, tmp_path):
             | {"iscrowd": 0}
         ],
     }
+    if with_masks:
+        content["annotations"][0]["segmentation"] = [[0, 0, 4, 0, 4, 4, 0, 4]]
     path, name = tmp_path / "instances.json", "evaluation_test_instances"
     path.write_text(json.dumps(content))
     register_coco_instances(
@@ -78,17 +79,17 @@ def test_coco_instance_dataset_gets_box_ap(cfg, tmp_path):
         str(path),
         str(tmp_path),
     )
-    evaluator = build_evaluator(cfg, name)
+    evaluator = build_evaluator(Branches(), name)
     DatasetCatalog.remove(name)
     MetadataCatalog.remove(name)
     evaluator.reset()
     evaluator.process([{"image_id": 1}], [detections((8, 8), (0, 0, 4, 4, 0, 0.9))])
     results = evaluator.evaluate()
-    assert list(results) == ["bbox"]
-    assert results["bbox"]["AP"] == pytest.approx(100)
+    assert list(results) == (["bbox", "segm"] if with_masks else ["bbox"])
+    assert [metrics["AP"] for metrics in results.values()] == pytest.approx([100] * len(results))
 
 
-def test_separated_coco_uses_the_instances_json(coco_sample, cfg):
+def test_separated_coco_uses_the_instances_json(coco_sample):
     coco, name = coco_sample / "coco", "evaluation_test_coco"
     register_separated(
         name,
@@ -101,7 +102,7 @@ def test_separated_coco_uses_the_instances_json(coco_sample, cfg):
     )
     try:
         separated = f"{name}_separated"
-        evaluator = build_evaluator(cfg, separated)
+        evaluator = build_evaluator(Branches(), separated)
         results = evaluate_perfect(evaluator, separated)
     finally:
         for registered in (f"{name}_separated", f"{name}_stuffonly"):
@@ -113,21 +114,19 @@ def test_separated_coco_uses_the_instances_json(coco_sample, cfg):
     assert results["bbox"]["AP"] == pytest.approx(100)
 
 
-def test_dataset_of_another_kind(cfg):
+def test_dataset_of_another_kind():
     with pytest.raises(ValueError, match=r"voc_2007_val has evaluator_type 'pascal_voc'"):
-        build_evaluator(cfg, "voc_2007_val")
+        build_evaluator(Branches(), "voc_2007_val")
 
 
 def _evaluate_share(paths, out):
     """Evaluate this process's share of a dataset, of whose images the last segment is missed."""
-    cfg = get_cfg()
-    add_spatialflow_config(cfg)
     name = "evaluation_test_shared"
     register_coco_panoptic(name, *paths)
     truth, inputs, evaluator = (
         PanopticGroundTruth(name),
         inputs_of(name),
-        build_evaluator(cfg, name),
+        build_evaluator(Branches(), name),
     )
     evaluator.reset()
     for i in InferenceSampler(len(inputs)):
@@ -157,3 +156,24 @@ def test_two_processes_give_the_numbers_of_one(tmp_path):
     assert 0 < one["panoptic_seg"]["PQ"] < 100
     assert 0 < one["segm"]["AP"] < 100
     assert 0 < one["sem_seg"]["mIoU"] < 100
+
+
+def test_model_of_stuff_alone(register):
+    model = Branches(masks=False, boxes=False)
+    name = register(two_images())
+    assert list(evaluate_perfect(build_evaluator(model, name), name)) == ["sem_seg"]
+
+
+@pytest.mark.parametrize("masks, stuff", [(True, True), (True, False)])
+def test_model_that_does_not_merge_writes_no_map(register, tmp_path, caplog, masks, stuff):
+    name, folder = register(two_images()), tmp_path / "out"
+    model = Branches(masks, stuff, merge=None)
+    evaluator = build_evaluator(model, name, str(folder), str(folder))
+    assert f"{name}: no panoptic predictions and no raw outputs are written" in caplog.text
+    assert "COMBINE.ENABLED is False" in caplog.text
+    results = evaluate_perfect(evaluator, name)
+    assert list(results) == ["bbox", "segm", "sem_seg"][: 2 + stuff]
+    assert {p.name.split("_")[0] for p in folder.iterdir()} == {"coco", "instances"}
+    caplog.clear()
+    build_evaluator(model, name)
+    assert not caplog.records

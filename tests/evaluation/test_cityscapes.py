@@ -14,6 +14,7 @@ from detectron2.evaluation import CityscapesInstanceEvaluator as Detectron2Insta
 from detectron2.evaluation import CityscapesSemSegEvaluator as Detectron2SemSegEvaluator
 from detectron2.utils import comm
 from panoptic_scenes import evaluate, evaluate_perfect, inputs_of, perfect_output
+from stand_ins import Branches
 
 from spatialflow.evaluation import PanopticGroundTruth, build_evaluator, format_results
 from spatialflow.evaluation.cityscapes import (
@@ -71,8 +72,8 @@ def worse_output(truth, image_id):
     return output
 
 
-def test_perfect_predictions(dataset, cfg):
-    results = evaluate_perfect(build_evaluator(cfg, dataset), dataset)
+def test_perfect_predictions(dataset):
+    results = evaluate_perfect(build_evaluator(Branches(), dataset), dataset)
     assert list(results) == ["panoptic_seg", "bbox", "segm", "sem_seg"]
     assert results["panoptic_seg"]["PQ"] == 100
     assert results["bbox"]["AP"] == pytest.approx(100)
@@ -83,10 +84,10 @@ def test_perfect_predictions(dataset, cfg):
     assert found == pytest.approx(dict.fromkeys(names, 100))
 
 
-def test_worse_predictions(dataset, cfg):
+def test_worse_predictions(dataset):
     truth, inputs = PanopticGroundTruth(dataset), inputs_of(dataset)
     outputs = [worse_output(truth, i["image_id"]) for i in inputs]
-    results = evaluate(build_evaluator(cfg, dataset), inputs, outputs)
+    results = evaluate(build_evaluator(Branches(), dataset), inputs, outputs)
     # Of the person nothing is found, of four cars two, without a mistake before them.
     assert results["segm"]["AP-person"] == 0
     assert results["segm"]["AP-car"] == pytest.approx(50)
@@ -102,12 +103,12 @@ def test_worse_predictions(dataset, cfg):
         assert column in table
 
 
-def test_equals_detectron2s_evaluators(dataset, cfg, monkeypatch, tmp_path):
+def test_equals_detectron2s_evaluators(dataset, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)  # the script writes a file where it runs
     truth = PanopticGroundTruth(dataset)
     inputs = [{**i, "file_name": f"{i['image_id']}_leftImg8bit.png"} for i in inputs_of(dataset)]
     outputs = [worse_output(truth, i["image_id"]) for i in inputs]
-    ours = evaluate(build_evaluator(cfg, dataset), inputs, outputs)
+    ours = evaluate(build_evaluator(Branches(), dataset), inputs, outputs)
     theirs = evaluate(Detectron2SemSegEvaluator(dataset), inputs, outputs)
     for key, value in theirs["sem_seg"].items():
         assert ours["sem_seg"][key] == pytest.approx(value, abs=1e-9), key
@@ -118,24 +119,24 @@ def test_equals_detectron2s_evaluators(dataset, cfg, monkeypatch, tmp_path):
         assert ours["segm"][key] == pytest.approx(value, abs=1e-9), key
 
 
-def test_nothing_found(dataset, cfg):
+def test_nothing_found(dataset):
     truth, inputs = PanopticGroundTruth(dataset), inputs_of(dataset)
     outputs = [perfect_output(truth, i["image_id"]) for i in inputs]
     for output in outputs:
         output["instances"] = output["instances"][:0]
-    assert evaluate(build_evaluator(cfg, dataset), inputs, outputs)["segm"]["AP"] == 0
+    assert evaluate(build_evaluator(Branches(), dataset), inputs, outputs)["segm"]["AP"] == 0
 
 
 @pytest.mark.parametrize(
     "things, stuff, tasks",
     [(True, False, ["bbox", "segm"]), (False, True, ["bbox", "sem_seg"]), (False, False, ["bbox"])],
 )
-def test_measures_follow_the_branches(dataset, cfg, things, stuff, tasks):
-    cfg.MODEL.SPATIALFLOW.THING_ON, cfg.MODEL.SPATIALFLOW.STUFF_ON = things, stuff
-    assert list(evaluate_perfect(build_evaluator(cfg, dataset), dataset)) == tasks
+def test_measures_follow_the_branches(dataset, things, stuff, tasks):
+    evaluator = build_evaluator(Branches(things, stuff), dataset)
+    assert list(evaluate_perfect(evaluator, dataset)) == tasks
 
 
-def test_works_where_detectron2s_imports_do_not(dataset, cfg, monkeypatch):
+def test_works_where_detectron2s_imports_do_not(dataset, monkeypatch):
     """Detectron2's main looks for the scripts under a name that nobody outside has."""
 
     def broken(*args, **kwargs):
@@ -146,14 +147,14 @@ def test_works_where_detectron2s_imports_do_not(dataset, cfg, monkeypatch):
         monkeypatch.setattr(evaluator, "evaluate", broken)
     for loader in ("load_cityscapes_instances", "load_cityscapes_semantic"):
         monkeypatch.setattr(detectron2_loaders, loader, broken)
-    results = evaluate_perfect(build_evaluator(cfg, dataset), dataset)
+    results = evaluate_perfect(build_evaluator(Branches(), dataset), dataset)
     assert results["segm"]["AP"] == results["sem_seg"]["IoU"] == pytest.approx(100)
 
 
-def test_label_images_are_missing(dataset, cfg, tmp_path):
+def test_label_images_are_missing(dataset, tmp_path):
     MetadataCatalog.get(dataset).__dict__["gt_dir"] = str(tmp_path)
     with pytest.raises(FileNotFoundError, match="instanceIds.png, which is not there .2 of 2"):
-        build_evaluator(cfg, dataset)
+        build_evaluator(Branches(), dataset)
 
 
 @pytest.mark.parametrize("kind", [CityscapesInstanceEvaluator, CityscapesSemSegEvaluator])

@@ -40,7 +40,7 @@ def test_preparation_training_and_evaluation(root):
         "DATASETS.REGISTER": "[]",
         "DATASETS.TRAIN": str((NAMES[0],)),
         "DATASETS.TEST": str((NAMES[1],)),
-        "MODEL.SPATIALFLOW.THING_LABELS_IN_STUFF": str(list(range(11, 19))),
+        "MODEL.SEM_SEG_HEAD.THING_LABELS": str(list(range(11, 19))),
     }
     overrides = tiny_overrides(Path(), root / "out", max_iter=2)
     overrides += [text for option in options.items() for text in option]

@@ -165,3 +165,10 @@ def make_input(size=(64, 96), boxes=(), crowds=(), stuff=None, seed=0) -> dict:
         "sem_seg": sem_seg,
         "crowd_mask": filled(size, crowds),
     }
+
+
+def randomize(norm):
+    """A batch norm as training could leave it."""
+    for name in ("weight", "bias", "running_mean", "running_var"):
+        nn.init.uniform_(getattr(norm, name), 0.5, 1.5)
+    return norm

@@ -2,12 +2,10 @@
 
 import numpy as np
 import pytest
-from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets.builtin_meta import CITYSCAPES_CATEGORIES
 from panoptic_scenes import CATEGORIES, segment, write_panoptic
 
-from spatialflow.config import add_spatialflow_config
 from spatialflow.data import register_coco_panoptic
 
 
@@ -42,10 +40,3 @@ def cityscapes(tmp_path):
     MetadataCatalog.get(name).set(**metadata)
     yield name
     MetadataCatalog.remove(name)
-
-
-@pytest.fixture
-def cfg():
-    cfg = get_cfg()
-    add_spatialflow_config(cfg)
-    return cfg

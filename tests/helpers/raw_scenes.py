@@ -2,16 +2,13 @@
 
 import torch
 from panoptic_scenes import evaluate, inputs_of, perfect_output, two_images
+from stand_ins import Branches
 
 from spatialflow.evaluation import PanopticGroundTruth, build_evaluator
-from spatialflow.modeling.panoptic import MergeSettings, merge_panoptic
+from spatialflow.modeling.panoptic import HeuristicMerge
 
-
-def set_thresholds(cfg):
-    """The merge's thresholds, for pictures of a few hundred pixels."""
-    combine = cfg.MODEL.PANOPTIC_FPN.COMBINE
-    combine.STUFF_AREA_LIMIT, combine.OVERLAP_THRESH = 20, 0.5
-    combine.INSTANCES_CONFIDENCE_THRESH = 0.4
+MERGE = HeuristicMerge(score_thresh=0.4, overlap_thresh=0.5, stuff_area_limit=20)
+"""For pictures of a few hundred pixels."""
 
 
 def noisy_output(truth, image_id):
@@ -29,27 +26,13 @@ def noisy_output(truth, image_id):
     return output
 
 
-def merged(output, settings):
-    instances, scores = output["instances"], output["sem_seg"]
-    return merge_panoptic(
-        instances.pred_masks,
-        instances.pred_boxes.tensor,
-        instances.scores,
-        instances.pred_classes,
-        scores.argmax(dim=0),
-        num_stuff_labels=len(scores),
-        **vars(settings),
-    )
-
-
-def evaluate_noisy(register, cfg, folder, copies=1):
+def evaluate_noisy(register, folder, copies=1, merge=MERGE):
     """Evaluate noisy outputs, raw outputs going into the folder; returns the panoptic metrics."""
-    set_thresholds(cfg)
     name = register(two_images() * copies)
     truth, inputs = PanopticGroundTruth(name), inputs_of(name)
     outputs = [noisy_output(truth, i["image_id"]) for i in inputs]
     for output in outputs:
-        output["panoptic_seg"] = merged(output, MergeSettings.from_config(cfg))
-    evaluator = build_evaluator(cfg, name, str(folder), raw_dir=str(folder))
+        output["panoptic_seg"] = merge(output["instances"], output["sem_seg"])
+    evaluator = build_evaluator(Branches(merge=merge), name, str(folder), raw_dir=str(folder))
     with torch.no_grad():
         return evaluate(evaluator, inputs, outputs)["panoptic_seg"]

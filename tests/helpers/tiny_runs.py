@@ -1,4 +1,4 @@
-"""A SpatialFlow small enough to train in tests, on a few toy scenes."""
+"""A SpatialFlow and a Panoptic FPN small enough to train in tests, on a few toy scenes."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from spatialflow.config import config_dir, load_config
 from spatialflow.data import prepare_datasets
 
 CONFIG = config_dir() / "toy" / "spatialflow_toy.yaml"
+FPN_CONFIG = CONFIG.with_name("panoptic_fpn_toy.yaml")
 
 
 def tiny_overrides(datasets: Path, output: Path, max_iter: int = 4) -> list[str]:
-    """Overrides of the toy config, ``KEY VALUE ...``.
+    """Overrides of the toy configs, ``KEY VALUE ...``.
 
     The datasets get names of their own, because the builtin toy names belong to one folder.
     """
@@ -32,6 +33,9 @@ def tiny_overrides(datasets: Path, output: Path, max_iter: int = 4) -> list[str]
         "MODEL.SPATIALFLOW.NUM_STAGES.STUFF": 1,
         "MODEL.SPATIALFLOW.SUBNET_INIT": "normal",
         "MODEL.RETINANET.PRIOR_PROB": 0.6,  # so that it finds things from the start
+        "MODEL.ROI_BOX_HEAD.FC_DIM": 32,
+        "MODEL.RPN.POST_NMS_TOPK_TRAIN": 100,
+        "MODEL.RPN.POST_NMS_TOPK_TEST": 20,
         "TEST.DETECTIONS_PER_IMAGE": 20,
         # A schedule that does not depend on MAX_ITER, and an optimizer that does not blow up the
         # last digit of a gradient.
@@ -50,10 +54,10 @@ def tiny_overrides(datasets: Path, output: Path, max_iter: int = 4) -> list[str]
     return [text for key, value in values.items() for text in (key, str(value))]
 
 
-def tiny_config(datasets: Path, output: Path, max_iter: int = 4, overrides=()):
+def tiny_config(datasets: Path, output: Path, max_iter: int = 4, overrides=(), config=CONFIG):
     """The config with its datasets registered, frozen."""
     opts = [*tiny_overrides(datasets, output, max_iter), *map(str, overrides)]
-    cfg = load_config(str(CONFIG), opts)
+    cfg = load_config(str(config), opts)
     prepare_datasets(cfg)
     cfg.freeze()
     return cfg

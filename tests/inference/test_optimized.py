@@ -4,27 +4,17 @@ import itertools
 
 import pytest
 import torch
-from builders import CHANNELS, make_input, tiny_model, tiny_subnets
+from builders import FLOWS, make_input, randomize, tiny_model, tiny_subnets
 from detectron2.layers import Conv2d, FrozenBatchNorm2d
 from detectron2.modeling.backbone.resnet import BottleneckBlock
 from torch import nn
 
 from spatialflow import optimize
-from spatialflow.inference.optimized import FusedSubnetworks, fold_batch_norms
+from spatialflow.inference.optimized import fold_batch_norms
 from spatialflow.modeling.deform_conv import DeformBottleneckBlock
-from spatialflow.modeling.flows import AttentionFlow, ConvFlow, Flow
-from spatialflow.modeling.panoptic import MergeSettings
+from spatialflow.modeling.flows import AttentionFlow
+from spatialflow.modeling.panoptic import HeuristicMerge
 from spatialflow.modeling.wiring import TASKS
-
-FROM_CLS = ("cls_reg", "cls_stuff", "cls_thing", "stuff_thing")
-BATCH_NORMS = (nn.BatchNorm2d, FrozenBatchNorm2d)
-FROM_REG = ("reg_cls", "reg_stuff", "reg_thing", "stuff_thing")
-
-
-def randomize(norm):
-    for name in ("weight", "bias", "running_mean", "running_var"):
-        nn.init.uniform_(getattr(norm, name), 0.5, 1.5)
-    return norm
 
 
 @pytest.mark.parametrize("norm", [FrozenBatchNorm2d, nn.BatchNorm2d])
@@ -44,102 +34,6 @@ def test_group_norm_is_not_folded():
     assert conv.norm is not None
 
 
-def case_name(kwargs):
-    """The same in every process: functions by their names."""
-    return str({k: getattr(v, "__qualname__", v) for k, v in kwargs.items()})
-
-
-def mixed_flows():
-    """Makes convolutions and attention in turn."""
-    types = itertools.cycle([AttentionFlow, ConvFlow])
-    return lambda *channels: next(types)(*channels)
-
-
-def pyramid():
-    return [torch.randn(2, CHANNELS, side, side + 1) for side in (16, 8, 4, 2, 1)]
-
-
-@pytest.mark.parametrize(
-    "kwargs",
-    [
-        *({"flows": [f for f in FROM_REG if f != left_out]} for left_out in FROM_REG),
-        {"flows": FROM_REG},
-        {"flows": FROM_CLS},
-        {"flows": FROM_REG, "deform_on": ("cls", "stuff", "thing")},
-        {"flows": FROM_REG, "deform_on": ("stuff",)},
-        {"flows": FROM_REG, "tasks": ("cls", "reg", "thing")},
-        {"flows": ()},
-        {"flows": ("stuff_thing",)},
-        {"flows": FROM_CLS, "deform_on": ("cls",)},
-        {"flows": ("reg_cls", "reg_stuff", "stuff_cls", "thing_cls")},
-        {"flows": ("stuff_reg", "thing_reg", "stuff_cls")},
-        {"flows": FROM_REG, "flow_type": AttentionFlow},
-        {"flows": FROM_REG, "flow_type": mixed_flows()},
-        {"flows": FROM_CLS, "flow_type": mixed_flows(), "deform_on": ("stuff",)},
-        *(
-            {"flows": FROM_REG, "stages": dict(zip(TASKS, stages, strict=True))}
-            for stages in itertools.product((0, 2), (1, 4), (0, 3), (0, 2))
-        ),
-    ],
-    ids=case_name,
-)
-@torch.no_grad()
-def test_fused_flows(kwargs):
-    subnets, features = tiny_subnets(**kwargs), pyramid()
-    expected = subnets(features)
-    found = FusedSubnetworks(subnets)(features)
-    for a, b in zip(found, expected, strict=True):
-        for a_i, b_i in zip(a, b, strict=True):
-            torch.testing.assert_close(a_i, b_i)
-
-
-def wide(*args, **kwargs):
-    """Of the fused sub-networks: how many convolutions each feature has in one."""
-    fused = FusedSubnetworks(tiny_subnets(*args, **kwargs))
-    return {name: conv.out_channels // CHANNELS for name, conv in fused.wide.items()}
-
-
-def test_convolutions_that_read_one_feature_are_one():
-    assert wide() == {"reg_1": 3, "reg_2": 3, "reg_3": 3, "reg_4": 3}
-    assert wide(FROM_CLS) == {"cls_1": 3, "cls_2": 3, "cls_3": 3, "cls_4": 3}
-    assert wide(()) == {"p": 4}
-    assert wide(deform_on=("stuff",)) == {"reg_1": 2, "reg_2": 2, "reg_3": 2, "reg_4": 2}
-    assert wide(stages={"reg": 2}) == {"p": 5, "reg_1": 3, "reg_2": 3}
-    assert wide(flow_type=AttentionFlow) == {}
-
-
-def test_flows_that_are_not_fused_keep_their_weights():
-    fused = FusedSubnetworks(tiny_subnets(flow_type=mixed_flows()))
-    kept = {name for name, module in fused.subnets.named_modules() if isinstance(module, Flow)}
-    attention = {f"{task}.{j}.flows.reg" for task in ("cls", "stuff") for j in (0, 2)}
-    assert kept == attention | {"thing.0.flows.reg", "thing.0.flows.stuff"}
-    assert {name: x.out_channels // CHANNELS for name, x in fused.wide.items()} == {
-        "reg_2": 3,
-        "reg_4": 2,
-    }
-
-
-@pytest.mark.parametrize("deform_on", [(), ("cls", "stuff", "thing")], ids=["plain", "dcn"])
-@pytest.mark.parametrize("norm", ["GN", "BN", "FrozenBN", ""])
-@torch.no_grad()
-def test_norms_of_the_stages(norm, deform_on):
-    torch.manual_seed(0)
-    subnets = tiny_subnets(channels=32, norm=norm, deform_on=deform_on).eval().double()
-    for module in list(subnets.modules()):
-        if isinstance(module, BATCH_NORMS):
-            randomize(module)
-    features = [torch.randn(2, 32, side, side + 1).double() for side in (16, 8, 4, 2, 1)]
-    expected = subnets(features)
-    fold_batch_norms(subnets)
-    found = FusedSubnetworks(subnets)(features)
-    kept = [x for x in subnets.modules() if isinstance(x, nn.GroupNorm)]
-    assert len(kept) == (13 if norm == "GN" else 0)
-    assert not any(isinstance(x, BATCH_NORMS) for x in subnets.modules())
-    for a, b in zip(found, expected, strict=True):
-        for a_i, b_i in zip(a, b, strict=True):
-            torch.testing.assert_close(a_i, b_i)
-
-
 def test_optimized_model_can_be_optimized_again(model):
     assert_same_results(optimize(optimize(model))(inputs()), model(inputs()))
 
@@ -152,7 +46,7 @@ def test_model_with_attention():
 def busy_model(**kwargs):
     """A model that finds something in noise."""
     torch.manual_seed(0)
-    model = tiny_model(**kwargs, merge_settings=MergeSettings(stuff_area_limit=10)).eval()
+    model = tiny_model(**kwargs, merge=HeuristicMerge(stuff_area_limit=10)).eval()
     nn.init.normal_(model.detector.cls_score.weight, std=0.5)
     nn.init.constant_(model.detector.cls_score.bias, -1.0)
     return model
@@ -222,7 +116,7 @@ def test_panoptic_maps_alone(model, dtype):
 
 def test_half_precision_runs_the_convolutions(model):
     fast = optimize(model, dtype=torch.bfloat16)
-    outputs = fast.extract_features(fast.preprocess_image(inputs()))
+    outputs = fast.dense(fast.preprocess_image(inputs()).tensor)
     assert outputs.features.cls[0].dtype == torch.bfloat16
     (found, _), (expected, _) = fast(inputs()), model(inputs())
     assert found["sem_seg"].dtype == torch.float32
@@ -238,7 +132,7 @@ HALF = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str
 @torch.no_grad()
 def test_half_precision_runs_deformable_stages(task, dtype):
     model = busy_model()
-    model.subnets = tiny_subnets(FROM_REG, std=0.08, deform_on=(task,))
+    model.subnets = tiny_subnets(FLOWS, std=0.08, deform_on=(task,))
     (found, _), (expected, _) = optimize(model, dtype=dtype)(inputs()), model(inputs())
     error = (found["sem_seg"] - expected["sem_seg"]).std()
     assert 0 < error < 0.05 * expected["sem_seg"].std()
@@ -261,7 +155,7 @@ def test_half_precision_runs_deformable_blocks(modulated, dtype):
 @pytest.mark.parametrize("deform_on", [(), ("cls", "stuff", "thing")])
 def test_dense_part_compiles_without_a_graph_break(deform_on):
     model = busy_model()
-    model.subnets = tiny_subnets(FROM_REG, std=0.08, deform_on=deform_on)
+    model.subnets = tiny_subnets(FLOWS, std=0.08, deform_on=deform_on)
     fast = optimize(model)
     images = fast.preprocess_image(inputs()).tensor
     compiled = torch.compile(fast.dense, backend="eager", fullgraph=True, dynamic=False)

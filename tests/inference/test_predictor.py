@@ -139,8 +139,13 @@ def test_drawing_changes_the_picture_and_not_the_output(predictor, image):
     assert drawn.shape == image.shape and drawn.dtype == np.uint8
     assert (drawn != image).any()
     assert repr(output["panoptic_seg"][1]) == before
-    del output["panoptic_seg"]  # as a model without a segmentation branch has it
-    assert predictor.draw(image, output).shape == image.shape
+    for name in (
+        "panoptic_seg",
+        "instances",
+    ):  # a model that does not merge, and one of stuff alone
+        del output[name]
+        drawn = predictor.draw(image, output)
+        assert drawn.shape == image.shape and (drawn != image).any()
 
 
 @pytest.mark.parametrize("limit", [2**21, 40 * 50])

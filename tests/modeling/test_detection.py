@@ -10,7 +10,8 @@ from builders import CHANNELS, THINGS, filled, ground_truth, tiny_detector
 from detectron2.structures import Boxes, Instances
 from fvcore.nn import sigmoid_focal_loss
 
-from spatialflow.modeling.detection import IGNORED, AnchorTargets, DensePredictions, covered_share
+from spatialflow.modeling.boxes import covered_share
+from spatialflow.modeling.detection import IGNORED, AnchorTargets, DensePredictions
 
 K = THINGS
 

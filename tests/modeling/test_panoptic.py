@@ -1,5 +1,7 @@
 """The merge and the box fill, on hand-made maps and against a loop over pixels."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from spatialflow.modeling.panoptic import merge_panoptic
+from spatialflow.modeling.panoptic import HeuristicMerge, Merge, merge_panoptic
 
 DEFAULTS = {
     "num_stuff_labels": 4,
@@ -354,3 +356,13 @@ def test_cuda_gives_the_map_of_the_cpu():
     assert on_cuda.is_cuda
     assert torch.equal(on_cuda.cpu(), panoptic)
     assert cuda_segments == segments
+
+
+def test_merge_comes_back_from_json():
+    merge = HeuristicMerge((1, 2), 0.5, 0.25, 77, None)
+    again = Merge.from_dict(json.loads(json.dumps(merge.as_dict())))
+    assert again == merge and hash(again) == hash(merge)
+    with pytest.raises(ValueError, match="the merge 'Other' is not registered"):
+        Merge.from_dict({"name": "Other"})
+    with pytest.raises(TypeError, match="pixels"):
+        Merge.from_dict(merge.as_dict() | {"pixels": 1})

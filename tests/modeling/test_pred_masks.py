@@ -18,6 +18,7 @@ from torchvision.utils import draw_segmentation_masks
 
 from spatialflow import optimize
 from spatialflow.modeling.mask_head import paste_masks
+from spatialflow.modeling.panoptic import HeuristicMerge
 
 SIZE = (64, 96)
 METADATA = Metadata(thing_classes=["a", "b", "c"])
@@ -45,9 +46,9 @@ def masks(instances):
 
 
 @pytest.mark.parametrize("optimized", [False, True])
-@pytest.mark.parametrize("panoptic_on", [False, True])
-def test_they_are_a_bool_tensor(optimized, panoptic_on):
-    model = model_with_detections(panoptic_on=panoptic_on)
+@pytest.mark.parametrize("merge", [None, HeuristicMerge()], ids=["no_merge", "merge"])
+def test_they_are_a_bool_tensor(optimized, merge):
+    model = model_with_detections(merge=merge)
     model = optimize(model) if optimized else model
     (result,) = model([make_input(SIZE)])
     found = result["instances"]

@@ -11,7 +11,7 @@ from detectron2.modeling import build_model
 from detectron2.utils.visualizer import Visualizer
 
 from spatialflow.config import config_dir, load_config
-from spatialflow.modeling.panoptic import MergeSettings
+from spatialflow.modeling.panoptic import HeuristicMerge
 
 LOSSES = {"loss_cls", "loss_box_reg", "loss_mask", "loss_sem_seg"}
 BOXES = [(8, 8, 40, 40), (50, 10, 90, 60)]
@@ -43,7 +43,8 @@ def sure_of_something(model):
     torch.nn.init.zeros_(model.detector.cls_score.bias)
     if model.thing_head is not None:  # masks that do not all lie close to one half
         torch.nn.init.normal_(model.thing_head.mask_head.predictor.weight, std=0.5)
-    model.merge_settings = replace(model.merge_settings, stuff_area_limit=16)
+    if model.merge is not None:
+        model.merge = replace(model.merge, stuff_area_limit=16)
     return model.eval()
 
 
@@ -187,7 +188,7 @@ def test_large_batches_run_in_parts_on_a_cpu(monkeypatch):
     model = sure_of_something(tiny_model())
     images = [make_input((64, 96), seed=i) for i in range(5)]
     together = model(images)
-    limit = "spatialflow.modeling.spatialflow.PIXELS_AT_A_TIME_ON_CPU"
+    limit = "spatialflow.modeling.batching.PIXELS_AT_A_TIME_ON_CPU"
     monkeypatch.setattr(limit, 2 * 64 * 96)
     batch_sizes = []
     model.backbone.register_forward_pre_hook(lambda _, args: batch_sizes.append(len(args[0])))
@@ -204,7 +205,7 @@ def test_training_labels_do_not_depend_on_a_larger_companion():
 
     def labels(*images):
         batch = model.preprocess_image(images)
-        grids = [x.shape[-2:] for x in model.extract_features(batch).cls]
+        grids = [x.shape[-2:] for x in model.extract_features(batch.tensor).cls]
         anchors = model.detector.anchor_generator([torch.zeros(1, 1, *grid) for grid in grids])
         targets = model.detector.label_anchors(
             anchors, [x["instances"] for x in images], [x["crowd_mask"] for x in images], grids
@@ -270,14 +271,14 @@ def test_evaluation_needs_no_ground_truth_and_builds_no_graph():
     assert not result["sem_seg"].requires_grad
 
 
-def test_merge_settings_reach_the_merge():
+def test_settings_reach_the_merge():
     image = make_input()
     labels = tiny_model().eval()([image])[0]["sem_seg"].argmax(dim=0)
 
     def stuff_of(**settings):
         torch.manual_seed(0)
         model = sure_of_something(tiny_model())
-        model.merge_settings = MergeSettings(**{"stuff_area_limit": 0, **settings})
+        model.merge = HeuristicMerge(**{"stuff_area_limit": 0, **settings})
         (result,) = model([image])
         segments = result["panoptic_seg"][1]
         return {s["category_id"] for s in segments if not s["isthing"]}, [
@@ -296,7 +297,7 @@ def test_merge_settings_reach_the_merge():
     assert len(strict) < len(lenient)
     filled = stuff_of(score_thresh=0.0, overlap_thresh=0.0, box_fill_min_free=0.01)[1]
     assert sum(s["area"] for s in filled) > sum(s["area"] for s in strict)
-    assert "panoptic_seg" not in tiny_model(panoptic_on=False).eval()([image])[0]
+    assert "panoptic_seg" not in tiny_model(merge=None).eval()([image])[0]
 
 
 def test_visualizer_takes_the_panoptic_map():
@@ -340,7 +341,7 @@ def build(*opts):
         ("STUFF_ON", False),
         ("THING_ON", False, "STUFF_ON", False),
         ("P7_RELU", False, "ALIGN_CORNERS", True, "STUFF_RESIZE", "nearest"),
-        ("BOX_FILL.ENABLED", False, "THING_LABELS_IN_STUFF", [0, 1, 2]),
+        ("BOX_FILL.ENABLED", False),
     ],
     ids=lambda opts: " ".join(map(str, opts)) or "defaults",
 )
@@ -369,7 +370,7 @@ def test_config_reaches_the_model():
     combine = "MODEL.PANOPTIC_FPN.COMBINE"
     model = build(
         *("MODEL.SPATIALFLOW.ALIGN_CORNERS", True, "MODEL.SPATIALFLOW.STUFF_RESIZE", "nearest"),
-        *("MODEL.SPATIALFLOW.THING_LABELS_IN_STUFF", [1, 2], f"{combine}.OVERLAP_THRESH", 0.25),
+        *("MODEL.SEM_SEG_HEAD.THING_LABELS", [1, 2], f"{combine}.OVERLAP_THRESH", 0.25),
         *(f"{combine}.INSTANCES_CONFIDENCE_THRESH", 0.5, f"{combine}.STUFF_AREA_LIMIT", 2048),
         *("MODEL.SPATIALFLOW.BOX_FILL.MIN_FREE", 0.5, "TEST.DETECTIONS_PER_IMAGE", 7),
         *("MODEL.RETINANET.NMS_THRESH_TEST", 0.3, "MODEL.SEM_SEG_HEAD.LOSS_WEIGHT", 0.75),
@@ -378,13 +379,13 @@ def test_config_reaches_the_model():
     assert model.stuff_head.align_corners is True
     assert model.stuff_head.resize == "nearest"
     assert model.stuff_head.loss_weight == 0.75
-    assert model.merge_settings == MergeSettings((1, 2), 0.5, 0.25, 2048, 0.5)
+    assert model.merge == HeuristicMerge((1, 2), 0.5, 0.25, 2048, 0.5)
     detector = model.detector
     assert (detector.max_detections, detector.nms_thresh) == (7, 0.3)
     assert (detector.topk_candidates, detector.score_thresh) == (9, 0.1)
-    unfilled = build("MODEL.SPATIALFLOW.BOX_FILL.ENABLED", False).merge_settings
+    unfilled = build("MODEL.SPATIALFLOW.BOX_FILL.ENABLED", False).merge
     assert unfilled.box_fill_min_free is None
-    assert not build(f"{combine}.ENABLED", False).panoptic_on
+    assert build(f"{combine}.ENABLED", False).merge is None
 
 
 def test_masks_and_stuff_of_the_stages_between_are_those_of_the_result():
@@ -393,13 +394,13 @@ def test_masks_and_stuff_of_the_stages_between_are_those_of_the_result():
     (result,) = model([image])
     with torch.no_grad():
         images = model.preprocess_image([image])
-        features = model.extract_features(images)
         sizes = images.image_sizes
-        (found,) = model.detect(features, sizes, sizes)
+        seen = model.first_pass(images, sizes)
+        found = model.select(seen.candidates[0])
         assert torch.equal(found.pred_boxes.tensor, result["instances"].pred_boxes.tensor)
-        (masks,) = model.predict_masks(features, [found], sizes)
+        (masks,) = model.predict_masks(seen.mask_features, [found], sizes)
         assert masks.shape == (len(found), 28, 28)
-        (scores,) = model.stuff_scores(features, sizes, sizes)
+        (scores,) = seen.stuff
         assert torch.equal(scores, result["sem_seg"])
         panoptic, segments = model.merge(result["instances"], scores)
     assert torch.equal(panoptic, result["panoptic_seg"][0])
@@ -415,7 +416,7 @@ def test_panoptic_maps_alone(monkeypatch):
         model, "predict_masks", lambda f, i, s: asked.extend(i) or predict_masks(f, i, s)
     )
     found = model.panoptic_inference(images)
-    threshold = model.merge_settings.score_thresh
+    threshold = model.merge.score_thresh
     scores = [x["instances"].scores for x in expected]
     assert any(0 < (s >= threshold).sum() < len(s) for s in scores)
     assert sum(map(len, asked)) == sum(int((s >= threshold).sum()) for s in scores)
@@ -426,13 +427,13 @@ def test_panoptic_maps_alone(monkeypatch):
 
 
 def test_without_detections_the_panoptic_map_alone_is_of_stuff():
-    model = tiny_model(merge_settings=MergeSettings(score_thresh=1.1, stuff_area_limit=1)).eval()
+    model = tiny_model(merge=HeuristicMerge(score_thresh=1.1, stuff_area_limit=1)).eval()
     (found,), (expected,) = (f([make_input()]) for f in (model.panoptic_inference, model))
     assert torch.equal(found["panoptic_seg"][0], expected["panoptic_seg"][0])
     assert found["panoptic_seg"][0].any()
 
 
-@pytest.mark.parametrize("kwargs", [{"things": False}, {"panoptic_on": False}], ids=str)
+@pytest.mark.parametrize("kwargs", [{"things": False}, {"merge": None}], ids=str)
 def test_a_model_without_panoptic_maps_says_so(kwargs):
     with pytest.raises(RuntimeError, match="no panoptic output"):
         tiny_model(**kwargs).eval().panoptic_inference([make_input()])
@@ -442,9 +443,9 @@ def test_masks_of_given_boxes_are_taken_at_the_network_size():
     model = sure_of_something(tiny_model())
     with torch.no_grad():
         images = model.preprocess_image([make_input()])
-        features = model.extract_features(images)
-        (found,) = model.detect(features, [(64, 96)], [(64, 96)])
-        (twice,) = model.detect(features, [(64, 96)], [(128, 192)])
+        passes = [model.first_pass(images, [size]) for size in ((64, 96), (128, 192))]
+        found, twice = (model.select(seen.candidates[0]) for seen in passes)
+        features = passes[0].mask_features
         masks = [model.predict_masks(features, [f], [(64, 96)])[0] for f in (found, twice)]
     assert torch.equal(twice.pred_boxes.tensor, 2 * found.pred_boxes.tensor)
     torch.testing.assert_close(*masks)

@@ -15,7 +15,7 @@ from tiny_runs import tiny_config
 
 from spatialflow.engine import Trainer
 from spatialflow.evaluation import PanopticGroundTruth
-from spatialflow.modeling.panoptic import MergeSettings
+from spatialflow.modeling.panoptic import HeuristicMerge
 from spatialflow.saved.raw_outputs import (
     INDEX,
     RawOutputs,
@@ -51,8 +51,8 @@ def test_round_trip_is_exact(tmp_path_factory, seed, n, height, width):
     assert torch.equal(loaded_labels, labels) and loaded_labels.dtype == torch.int64
 
 
-def test_merged_again_it_is_what_was_evaluated(register, cfg, tmp_path):
-    results = evaluate_noisy(register, cfg, tmp_path)
+def test_merged_again_it_is_what_was_evaluated(register, tmp_path):
+    results = evaluate_noisy(register, tmp_path)
     raw = RawOutputs.open(str(tmp_path))
     (counts,) = sweep(raw, [raw.merge])
     again = counts.results()
@@ -106,18 +106,18 @@ def test_damaged_file(tmp_path, damage):
 
 
 @pytest.mark.parametrize("png", ["{folder}/a.png", "../../a.png"])
-def test_nothing_is_written_outside_the_folder(register, cfg, tmp_path, png):
+def test_nothing_is_written_outside_the_folder(register, tmp_path, png):
     truth = PanopticGroundTruth(register(two_images()))
     truth.png_names[0] = png.format(folder=tmp_path)
-    writer = RawOutputWriter(str(tmp_path / "x" / "out"), truth, MergeSettings.from_config(cfg))
+    writer = RawOutputWriter(str(tmp_path / "x" / "out"), truth, HeuristicMerge())
     writer.reset()
     with pytest.raises(ValueError, match="a.npz' is not below raw_outputs"):
         writer.process([{"image_id": 0}], [perfect_output(truth, 1)])
     assert not list(tmp_path.rglob("*.npz"))
 
 
-def test_nothing_is_read_outside_the_folder(register, cfg, tmp_path):
-    evaluate_noisy(register, cfg, tmp_path)
+def test_nothing_is_read_outside_the_folder(register, tmp_path):
+    evaluate_noisy(register, tmp_path)
     index = json.loads((tmp_path / INDEX).read_text())
     index["images"][0]["file_name"] = "../a.npz"
     (tmp_path / INDEX).write_text(json.dumps(index))
@@ -132,4 +132,12 @@ def test_missing_files(tmp_path):
         RawOutputs.open(str(tmp_path))
     (tmp_path / INDEX).write_text(json.dumps({"images": []}))
     with pytest.raises(ValueError, match="no index of raw outputs: KeyError"):
+        RawOutputs.open(str(tmp_path))
+
+
+def test_merge_that_is_not_registered(register, tmp_path):
+    evaluate_noisy(register, tmp_path)
+    index = tmp_path / INDEX
+    index.write_text(index.read_text().replace("HeuristicMerge", "SomebodysMerge"))
+    with pytest.raises(ValueError, match="merge 'SomebodysMerge' is not registered .* import"):
         RawOutputs.open(str(tmp_path))

@@ -50,7 +50,7 @@ def test_a_class_without_weights_is_active_nowhere(model, inputs):
 
 def test_stuff_map_is_the_linear_answer_of_the_last_layer(model, inputs):
     head = model.stuff_head
-    features = model.extract_features(model.preprocess_image([inputs]))
+    features = model.extract_features(model.preprocess_image([inputs]).tensor)
     last = sum(h(x) for h, x in zip(head.scale_heads, features.stuff, strict=True))
     expected = F.conv2d(last, head.predictor.weight)
     expected = F.interpolate(expected, (64, 64), mode="bilinear", align_corners=False)

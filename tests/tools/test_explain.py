@@ -144,8 +144,8 @@ def test_best_merge_of_nothing():
     assert not merge_best(crowd, [CAT], stuff, index, segments).any()
 
 
-def test_evaluation_with_raw_outputs(register, cfg, tmp_path, capsys):
-    metrics = evaluate_noisy(register, cfg, tmp_path, copies=2)
+def test_evaluation_with_raw_outputs(register, tmp_path, capsys):
+    metrics = evaluate_noisy(register, tmp_path, copies=2)
     raw = RawOutputs.open(str(tmp_path))
     predictions = PanopticFolder(str(tmp_path / "panoptic_predictions.json"))
     truth = PanopticFolder(raw.truth["panoptic_json"], raw.truth["panoptic_root"])
@@ -162,8 +162,8 @@ def test_evaluation_with_raw_outputs(register, cfg, tmp_path, capsys):
     assert "best merge" not in capsys.readouterr().out
 
 
-def test_raw_outputs_of_other_images(register, cfg, tmp_path):
-    evaluate_noisy(register, cfg, tmp_path)
+def test_raw_outputs_of_other_images(register, tmp_path):
+    evaluate_noisy(register, tmp_path)
     index = tmp_path / "raw_outputs.json"
     index.write_text(json.dumps({**json.loads(index.read_text()), "images": []}))
     with pytest.raises(SystemExit, match="no raw output of image 0"):

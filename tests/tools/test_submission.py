@@ -11,6 +11,7 @@ from cityscapesscripts.evaluation.evalInstanceLevelSemanticLabeling import readP
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from panoptic_scenes import evaluate, inputs_of, perfect_output
 from raw_scenes import evaluate_noisy
+from stand_ins import Branches
 from tiny_runs import tiny_config, tiny_overrides
 
 from spatialflow.config import config_dir, load_config
@@ -28,10 +29,10 @@ NAME = "panoptic_test-dev2017_ours_results"
 
 
 @pytest.fixture
-def evaluated(register, cfg, tmp_path):
+def evaluated(register, tmp_path):
     """The folder of an evaluation of two images."""
     folder = tmp_path / "inference"
-    evaluate_noisy(register, cfg, folder)
+    evaluate_noisy(register, folder)
     return folder
 
 
@@ -132,7 +133,7 @@ def test_test_set_of_coco_without_ground_truth(toy_datasets, tmp_path):
     with pytest.raises(ValueError, match="of images without ground truth"):
         tasks_of(raw)
     with pytest.raises(ValueError, match="set TEST.SAVE_PREDICTIONS True"):
-        build_evaluator(cfg, "tiny_test")
+        build_evaluator(Branches(), "tiny_test")
 
 
 def test_nothing_to_train_on(toy_datasets, tmp_path):
@@ -203,7 +204,7 @@ def test_unknown_classes(unannotated):
 
 
 @pytest.fixture
-def cityscapes_test(tmp_path, cfg):
+def cityscapes_test(tmp_path):
     """The folder of predictions on Cityscapes images that are all right."""
     root = tmp_path / "cityscapes"
     write_tree(root)
@@ -220,7 +221,7 @@ def cityscapes_test(tmp_path, cfg):
     folder = tmp_path / "inference"
     truth, inputs = PanopticGroundTruth(truth_name), inputs_of(truth_name)
     outputs = [perfect_output(truth, i["image_id"]) for i in inputs]
-    evaluate(build_evaluator(cfg, name, str(folder), str(folder)), inputs, outputs)
+    evaluate(build_evaluator(Branches(), name, str(folder), str(folder)), inputs, outputs)
     yield root, folder
     DatasetCatalog.remove(name)
     for registered in names:

@@ -3,12 +3,13 @@
 import csv
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from raw_scenes import evaluate_noisy
+from raw_scenes import MERGE, evaluate_noisy
 
-from spatialflow.modeling.panoptic import MergeSettings
+from spatialflow.modeling.panoptic import HeuristicMerge
 from spatialflow.saved.raw_outputs import INDEX, RawOutputs
 from spatialflow.tools.sweep import combinations, main, rows_of, sweep
 
@@ -21,13 +22,13 @@ OWN = {
 
 
 @pytest.fixture
-def evaluated(register, cfg, tmp_path):
+def evaluated(register, tmp_path):
     """A folder of raw outputs, and the PQ of their evaluation."""
-    return str(tmp_path), evaluate_noisy(register, cfg, tmp_path, copies=2)
+    return str(tmp_path), evaluate_noisy(register, tmp_path, copies=2)
 
 
 def test_combinations():
-    base = MergeSettings(score_thresh=0.4)
+    base = HeuristicMerge(score_thresh=0.4)
     found = combinations(base, {"score_thresh": [0.3, 0.4], "stuff_area_limit": [10, 4900]})
     assert [(s.score_thresh, s.stuff_area_limit) for s in found] == [
         (0.4, 4900),
@@ -42,37 +43,29 @@ def test_combinations():
 def test_each_threshold_does_what_it_does_in_the_merge(evaluated, name, value):
     folder, own = evaluated
     raw = RawOutputs.open(folder)
-    settings = combinations(raw.merge, {name: [value]})
-    first, second = sorted(
-        rows_of(settings, sweep(raw, settings)), key=lambda r: not r["is_config"]
-    )
+    merges = combinations(raw.merge, {name: [value]})
+    first, second = sorted(rows_of(merges, sweep(raw, merges)), key=lambda r: not r["is_config"])
     assert {k: first[k] for k in OWN} == OWN
     assert first["PQ"] == pytest.approx(own["PQ"], abs=1e-12)
     lost = "PQ_th" if name == "score_thresh" else "PQ_st"
     assert second[lost] == 0 < first[lost]
 
 
-def test_other_evaluations_agree(register, cfg, tmp_path, evaluated):
+def test_other_evaluations_agree(register, tmp_path, evaluated):
     """The sweep at other thresholds equals an evaluation that has them from the start."""
     folder, _ = evaluated
     raw = RawOutputs.open(folder)
-    settings = combinations(raw.merge, {"overlap_thresh": [0.0], "box_fill_min_free": [None]})
-    cfg.MODEL.SPATIALFLOW.BOX_FILL.ENABLED = False
-    other = tmp_path / "other"
-
-    def change_overlap(images):
-        cfg.MODEL.PANOPTIC_FPN.COMBINE.OVERLAP_THRESH = 0.0
-        return register(images)
-
-    metrics = evaluate_noisy(change_overlap, cfg, other, copies=2)
-    row = next(r for r in rows_of(settings, sweep(raw, settings)) if not r["is_config"])
+    merges = combinations(raw.merge, {"overlap_thresh": [0.0], "box_fill_min_free": [None]})
+    other = replace(MERGE, overlap_thresh=0.0, box_fill_min_free=None)
+    metrics = evaluate_noisy(register, tmp_path / "other", copies=2, merge=other)
+    row = next(r for r in rows_of(merges, sweep(raw, merges)) if not r["is_config"])
     assert row["PQ"] == pytest.approx(metrics["PQ"], abs=1e-12)
 
 
 def test_processes_give_the_numbers_of_one(evaluated):
     raw = RawOutputs.open(evaluated[0])
-    settings = combinations(raw.merge, {"score_thresh": [0.3, 0.7]})
-    alone, together = (sweep(raw, settings, workers) for workers in (1, 2))
+    merges = combinations(raw.merge, {"score_thresh": [0.3, 0.7]})
+    alone, together = (sweep(raw, merges, workers) for workers in (1, 2))
     for a, b in zip(alone, together, strict=True):
         assert (a.table == b.table).all()
 

@@ -26,7 +26,7 @@ import spatialflow
 
 from .floors import measure_rates
 from .measure import by_batch, by_stage, by_view, end_to_end, merges, training
-from .subjects import CONFIGS, build
+from .subjects import BASELINE, CONFIGS, build
 from .tables import as_markdown
 
 
@@ -46,6 +46,14 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The arguments; ``--quick`` changes the defaults of the others."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument(
+        "--config-file",
+        nargs="+",
+        default=[],
+        metavar="CONFIG",
+        help="files, or names in the model zoo, of the models beside Panoptic FPN (default: "
+        "SpatialFlow R50)",
+    )
     parser.add_argument("--quick", action="store_true", help="a few runs on small images")
     parser.add_argument("--runs", type=int, help="timed runs end to end (default: 50; quick: 5)")
     parser.add_argument(
@@ -75,19 +83,23 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     height, with a tenth.
     """
     device = args.device
-    models = {name: build(name, device) for name in CONFIGS}
+    configs = {Path(config).stem: config for config in args.config_file}
+    configs = {**(configs or CONFIGS), **BASELINE}
+    subjects = {name: build(config, device) for name, config in configs.items()}
+    first, (baseline,) = next(iter(subjects)), BASELINE
     rates = measure_rates(device, args.quick)
     rows, stages = [], []
     for height in args.heights:
-        rows += end_to_end(models, height, device, args.runs)
+        rows += end_to_end(subjects, baseline, height, device, args.runs)
         if height == args.heights[0]:
-            stages = by_stage(models, height, device, max(2, args.runs // 5), rates)
+            stages = by_stage(subjects, height, device, max(2, args.runs // 5), rates)
     height, views, trained = args.heights[0], [], []
-    batches = by_batch(models["SpatialFlow"], min(args.heights), device, max(2, args.runs // 10))
+    runs = max(2, args.runs // 10)
+    batches = by_batch(first, subjects[first], min(args.heights), device, runs)
     if args.view_runs:
-        views = by_view(models["SpatialFlow"], height, device, args.view_runs)
+        views = by_view(first, subjects[first], height, device, args.view_runs)
     if args.training_runs:
-        trained = training(models, height, device, args.training_runs, args.batch_size)
+        trained = training(subjects, baseline, height, device, args.training_runs, args.batch_size)
     return {
         "date": date.today().isoformat(),
         "device": _device_name(device),

@@ -1,100 +1,73 @@
-"""The stages of the two models between image and panoptic map, to be timed one by one."""
+"""The steps of a model between image and panoptic map, to be timed one by one."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from types import SimpleNamespace
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
-from detectron2.modeling.meta_arch.panoptic_fpn import combine_semantic_and_instance_outputs
-from detectron2.modeling.postprocessing import detector_postprocess, sem_seg_postprocess
-from torch import nn
+from torch import Tensor, nn
 
-from spatialflow.modeling.mask_head import paste_masks
-from spatialflow.modeling.spatialflow import PYRAMID
+from spatialflow.modeling.panoptic_model import PanopticModel
 
-Stages = Iterator[tuple[str, Callable[[], Any]]]
+Stage = Callable[[], Any]
 
 
-def stages_of(name: str, model: nn.Module, image: dict) -> Stages:
-    """Name and call of each stage; a stage uses what those before it left behind."""
-    state = SimpleNamespace()
-    make = _spatialflow_stages if name == "SpatialFlow" else _panoptic_fpn_stages
-    for stage, function in make(model, image, state):
-        yield stage, torch.no_grad()(lambda function=function: vars(state).update(function()))
+@torch.no_grad()
+def stages_of(model: PanopticModel, image: dict) -> dict[str, Stage]:
+    """Each step of :class:`PanopticModel` on an image, its dense step in parts, as a call.
+
+    The calls take what the steps before them gave when this function ran, so they can be repeated
+    in any order.
+
+    Args:
+        model: in evaluation mode.
+        image: the model's input of one image.
+    """
+    images = model.preprocess_image([image])
+    sizes = images.image_sizes
+    parts, dense = _dense_parts(model, images.tensor)
+    stages: dict[str, Stage] = {"preprocess": partial(model.preprocess_image, [image])}
+    stages |= parts
+    instances = scores = None
+    if model.predicts_boxes:
+        stages["candidates"] = partial(model.find_candidates, dense, sizes, sizes)
+        (candidates,) = stages["candidates"]()
+        stages["selection, NMS"] = partial(model.select, candidates)
+        instances = stages["selection, NMS"]()
+    if model.predicts_masks:
+        features = model.mask_features(dense)
+        stages["masks"] = partial(model.predict_masks, features, [instances], sizes)
+        model.attach_masks(instances, stages["masks"]()[0])
+    if model.predicts_stuff:
+        stages["stuff at its size"] = partial(model.stuff_scores, dense, sizes, sizes)
+        (scores,) = stages["stuff at its size"]()
+    if model.merge is not None:
+        stages["pasting, merge"] = partial(model.merge, instances, scores)
+    return {name: torch.no_grad()(stage) for name, stage in stages.items()}
 
 
-def _spatialflow_stages(model: nn.Module, image: dict, s: SimpleNamespace) -> Stages:
-    detector = model.detector
-    yield "preprocess", lambda: {"images": model.preprocess_image([image])}
-    yield "backbone, FPN", lambda: {"pyramid": model.backbone(s.images.tensor)}
-    yield (
-        "sub-networks",
-        lambda: {"features": model.subnets([s.pyramid[name] for name in PYRAMID])},
-    )
-    yield (
-        "detection head",
-        lambda: {"predictions": detector(s.features.cls, s.features.reg)},
-    )
-
-    def detect() -> dict:
-        sizes = s.images.image_sizes
-        anchors = detector.anchor_generator(s.features.cls)
-        return {"instances": detector.inference(s.predictions, anchors, sizes, sizes)}
-
-    def masks() -> dict:
-        return {"masks": model.predict_masks(s.features, s.instances, s.images.image_sizes)[0]}
-
-    def stuff() -> dict:
-        sizes = s.images.image_sizes
-        return {"stuff": model.stuff_scores(s.features, sizes, sizes)[0]}
-
-    def merge() -> dict:
-        found = s.instances[0]
-        found.pred_masks = paste_masks(s.masks, found)
-        return {"panoptic": model.merge(found, s.stuff)}
-
-    yield "boxes, NMS", detect
-    yield "masks", masks
-    yield "stuff", stuff
-    yield "pasting, merge", merge
+def _dense_parts(model: PanopticModel, images: Tensor) -> tuple[dict[str, Stage], Any]:
+    """The calls of the model's modules within :meth:`PanopticModel.dense`, and what it returned."""
+    parts: dict[str, Stage] = {}
+    hooks = [
+        module.register_forward_pre_hook(partial(_record, parts, name), with_kwargs=True)
+        for name, module in _parts(model)
+    ]
+    try:
+        dense = model.dense(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return parts, dense
 
 
-def _panoptic_fpn_stages(model: nn.Module, image: dict, s: SimpleNamespace) -> Stages:
-    yield "preprocess", lambda: {"images": model.preprocess_image([image])}
-    yield "backbone, FPN", lambda: {"features": model.backbone(s.images.tensor)}
-    yield (
-        "proposals, NMS",
-        lambda: {"proposals": model.proposal_generator(s.images, s.features, None)[0]},
-    )
+def _record(parts: dict[str, Stage], name: str, module: nn.Module, args: Any, kwargs: Any) -> None:
+    parts[name] = partial(module, *args, **kwargs)
 
-    heads = model.roi_heads
-    yield (
-        "boxes, NMS",
-        lambda: {"instances": heads._forward_box(s.features, s.proposals)},
-    )
-    yield (
-        "masks",
-        lambda: {"instances": heads.forward_with_given_boxes(s.features, s.instances)},
-    )
 
-    def stuff() -> dict:
-        scores = model.sem_seg_head(s.features, None)[0][0]
-        size = s.images.image_sizes[0]
-        return {"stuff": sem_seg_postprocess(scores, size, *size)}
-
-    def merge() -> dict:
-        instances = detector_postprocess(s.instances[0], *s.images.image_sizes[0])
-        return {
-            "panoptic": combine_semantic_and_instance_outputs(
-                instances,
-                s.stuff.argmax(dim=0),
-                model.combine_overlap_thresh,
-                model.combine_stuff_area_thresh,
-                model.combine_instances_score_thresh,
-            )
-        }
-
-    yield "stuff", stuff
-    yield "pasting, merge", merge
+def _parts(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """The modules that a model is made of; those of the model in an adapter."""
+    children = list(model.named_children())
+    return _parts(children[0][1]) if len(children) == 1 else children

@@ -1,8 +1,9 @@
-"""What is measured: the two models, with weights that give both the same work, and their inputs."""
+"""What is measured: models with random weights, and their inputs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from detectron2.modeling import build_model
@@ -10,27 +11,42 @@ from detectron2.modeling.backbone.resnet import BottleneckBlock
 from detectron2.structures import BitMasks, Instances
 from torch import nn
 
-from spatialflow.config import config_dir, load_config
-from spatialflow.modeling.detection import DensePredictions
+from spatialflow.config import load_config
+from spatialflow.model_zoo import get_config_file
+from spatialflow.modeling.panoptic_model import PanopticModel, as_panoptic_model
 
-CONFIGS = {
-    "SpatialFlow": "COCO/spatialflow_R_50_20e.yaml",
-    "Panoptic FPN": "panoptic_fpn/panoptic_fpn_R_50_20e.yaml",
-}
+CONFIGS = {"SpatialFlow": "COCO/spatialflow_R_50_20e.yaml"}
+BASELINE = {"Panoptic FPN": "panoptic_fpn/panoptic_fpn_R_50_20e.yaml"}
 THINGS, STUFF_LABELS = 80, 54
-DETECTIONS, CONFIDENT = 100, range(15, 31)
-"""How many detections a model gives, and how many of them may pass its confidence threshold."""
-
-Detect = Callable[[float, float], Instances]
-"""Detections by the scale and the shift of the class logits."""
+DETECTIONS = 100
+"""How many detections a model gives."""
 
 
-def build(name: str, device: str) -> nn.Module:
-    """A model of :data:`CONFIGS` with COCO's classes and random weights, in evaluation mode."""
+@dataclass(frozen=True)
+class Subject:
+    """A model that is measured.
+
+    Attributes:
+        model: as it is run and trained: a model of Detectron2 by its own forward.
+        steps: the same weights in the steps of this project.
+    """
+
+    model: nn.Module
+    steps: PanopticModel
+
+
+def build(config: str, device: str) -> Subject:
+    """A model with COCO's class counts and random weights, in evaluation mode.
+
+    Args:
+        config: path of a config file, or a name in the model zoo.
+        device: where the model is.
+    """
     classes = {"RETINANET": THINGS, "ROI_HEADS": THINGS, "SEM_SEG_HEAD": STUFF_LABELS}
     opts = [x for part, n in classes.items() for x in (f"MODEL.{part}.NUM_CLASSES", n)]
     cfg = load_config(
-        str(config_dir() / CONFIGS[name]), [*opts, "MODEL.DEVICE", device, "MODEL.WEIGHTS", ""]
+        config if Path(config).is_file() else get_config_file(config),
+        [*opts, "MODEL.DEVICE", device, "MODEL.WEIGHTS", ""],
     )
     cfg.TEST.DETECTIONS_PER_IMAGE = DETECTIONS
     torch.manual_seed(0)
@@ -40,7 +56,7 @@ def build(name: str, device: str) -> nn.Module:
             # Without trained batch norms the features would grow from block to block, beyond the
             # range of half precision.
             module.conv3.norm.weight.fill_(0.1)
-    return model
+    return Subject(model, as_panoptic_model(model, cfg))
 
 
 def make_image(height: int, seed: int = 0) -> dict:
@@ -94,94 +110,3 @@ def make_instances(count: int, size: tuple[int, int], seed: int = 0) -> Instance
     instances.scores = torch.linspace(1, 0.5, count)
     instances.pred_classes = torch.randint(THINGS, (count,), generator=generator)
     return instances
-
-
-@torch.no_grad()
-def calibrate(name: str, model: nn.Module, image: dict) -> dict[str, float]:
-    """Set the layer of the class scores so that both models give the same work on an image.
-
-    Of the random layer only the scale changes, and the bias: of all classes in SpatialFlow, of the
-    background in Panoptic FPN.
-
-    Returns:
-        How many ``detections`` there are, how many of them are ``confident``, and ``box_share``,
-        the mean area of their boxes as a share of the image.
-
-    Raises:
-        RuntimeError: no weights were found; the image is too small.
-    """
-    spatialflow = name == "SpatialFlow"
-    make = _spatialflow_detections if spatialflow else _panoptic_fpn_detections
-    detections, layer, spread = make(model, image)
-    threshold = (
-        model.merge_settings.score_thresh if spatialflow else model.combine_instances_score_thresh
-    )
-    scale, shift = _search(detections, threshold, spread)
-    layer.weight.mul_(scale)
-    if spatialflow:
-        layer.bias.fill_(shift)
-    else:
-        layer.bias[-1] = -shift
-    instances = model([image])[0]["instances"]
-    found = {"detections": len(instances), "confident": _confident(instances, threshold)}
-    if found["detections"] != DETECTIONS or found["confident"] not in CONFIDENT:
-        raise RuntimeError(f"{name} has {found} on an image of {tuple(image['image'].shape)}.")
-    area = instances.image_size[0] * instances.image_size[1]
-    return {**found, "box_share": float(instances.pred_boxes.area().mean() / area)}
-
-
-def _search(detections: Detect, threshold: float, spread: float) -> tuple[float, float]:
-    """The scale and the shift of the class logits, the largest scale first."""
-    middle = (CONFIDENT.start + CONFIDENT.stop) // 2
-    for scale in (x / spread for x in (4, 2.8, 2, 1.4, 1, 0.7, 0.5, 0.35, 0.25)):
-        low, high = -60.0, 60.0
-        while high - low > 1e-3:
-            shift = (low + high) / 2
-            found = detections(scale, shift)
-            confident = _confident(found, threshold)
-            if len(found) == DETECTIONS and confident in CONFIDENT:
-                return scale, shift
-            low, high = (low, shift) if confident > middle else (shift, high)
-    raise RuntimeError("No weights give the wanted detections: the image is too small.")
-
-
-def _confident(instances: Instances, threshold: float) -> int:
-    return int((instances.scores >= threshold).sum())
-
-
-def _spatialflow_detections(model: nn.Module, image: dict) -> tuple[Detect, nn.Module, float]:
-    """Detections by scale and shift, the layer they belong to, and the spread of its logits."""
-    images = model.preprocess_image([image])
-    features = model.extract_features(images)
-    layer = model.detector.cls_score
-    nn.init.zeros_(layer.bias)
-    logits, deltas = model.detector(features.cls, features.reg)
-    anchors, sizes = model.detector.anchor_generator(features.cls), images.image_sizes
-
-    def detections(scale: float, shift: float) -> Instances:
-        moved = DensePredictions([x * scale + shift for x in logits], deltas)
-        return model.detector.inference(moved, anchors, sizes, sizes)[0]
-
-    return detections, layer, torch.cat([x.flatten() for x in logits]).std().item()
-
-
-def _panoptic_fpn_detections(model: nn.Module, image: dict) -> tuple[Detect, nn.Module, float]:
-    """As :func:`_spatialflow_detections`; the shift is that of the background, negative."""
-    images = model.preprocess_image([image])
-    features = model.backbone(images.tensor)
-    proposals, _ = model.proposal_generator(images, features, None)
-    heads = model.roi_heads
-    pooled = heads.box_pooler(
-        [features[f] for f in heads.box_in_features], [p.proposal_boxes for p in proposals]
-    )
-    layer = heads.box_predictor.cls_score
-    nn.init.zeros_(layer.bias)
-    logits, deltas = heads.box_predictor(heads.box_head(pooled))
-    background = torch.zeros_like(logits[0])
-    background[-1] = 1.0
-
-    def detections(scale: float, shift: float) -> Instances:
-        moved = logits * scale - shift * background
-        return heads.box_predictor.inference((moved, deltas), proposals)[0][0]
-
-    return detections, layer, logits.std().item()

@@ -43,7 +43,7 @@ def _end_to_end(rows: list[dict]) -> str:
     note = (
         "(1) Median over rounds of the ratio to Panoptic FPN in the same round: with bf16 autocast "
         "to it with bf16 autocast, otherwise to it as Detectron2 has it, in float32. "
-        "Weights are random, but for the scale and bias of the class scores, which give both "
+        "Weights are random, but for the scale and bias of the class scores, which give all "
         "models as many detections, and as many over the threshold of the merge, as the columns "
         "say."
     )
@@ -100,7 +100,8 @@ def _merges(rows: list[dict]) -> str:
 def _views(results: dict[str, Any]) -> str:
     if not results["views"]:
         return ""
-    header = ["SpatialFlow, view at", "s/view alone", "s/view with its mirror image"]
+    name = results["views"][0]["name"]
+    header = [f"{name}, view at", "s/view alone", "s/view with its mirror image"]
     lines = [
         [
             f"({r['longer']}, {r['shorter']})",

@@ -11,32 +11,21 @@ import torch
 import torch.distributed as dist
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
-from tiny_runs import CONFIG, tiny_config, tiny_overrides
+from tiny_runs import CONFIG, FPN_CONFIG, tiny_config, tiny_overrides
 from torch.nn.parallel import DistributedDataParallel
 
 from spatialflow import Predictor
 from spatialflow.config import load_config
 from spatialflow.data import register_coco_panoptic
 from spatialflow.engine import Trainer, launch
-from spatialflow.inference import MultiViewModel, load_model, with_views
+from spatialflow.inference import EnsembleWithTTA, load_model, with_views
 from spatialflow.inference.load import _find_config, _match_classes, _prepare_classes
-from spatialflow.inference.optimized import OptimizedSpatialFlow
+from spatialflow.inference.optimized import OptimizedModel
 from spatialflow.model_zoo import get_config
 
 TRAIN_NET = Path(__file__).resolve().parents[2] / "train_net.py"
 AUG = ["TEST.AUG.ENABLED", "True", "TEST.AUG.SCALES", "[[160, 128], [120, 96]]"]
 FPN = "toy/panoptic_fpn_toy.yaml"
-FPN_OVERRIDES = {
-    "MODEL.FPN.OUT_CHANNELS": 32,
-    "MODEL.ROI_MASK_HEAD.CONV_DIM": 32,
-    "MODEL.SEM_SEG_HEAD.CONVS_DIM": 32,
-    "MODEL.ROI_BOX_HEAD.FC_DIM": 32,
-    "MODEL.RPN.POST_NMS_TOPK_TEST": 20,
-}
-
-
-def as_opts(values):
-    return [str(x) for pair in values.items() for x in pair]
 
 
 def save_random(cfg, path, seed=0):
@@ -51,12 +40,7 @@ def folder(toy_datasets, tmp_path_factory):
     folder = tmp_path_factory.mktemp("members")
     for seed in (0, 1):
         save_random(tiny_config(toy_datasets, folder), folder / f"{seed}.pth", seed)
-    fpn = load_config(str(CONFIG.parent / "panoptic_fpn_toy.yaml"), as_opts(FPN_OVERRIDES))
-    fpn.MODEL.DEVICE = "cpu"
-    cfg = tiny_config(toy_datasets, folder)
-    fpn.MODEL.ROI_HEADS.NUM_CLASSES = cfg.MODEL.RETINANET.NUM_CLASSES
-    fpn.MODEL.SEM_SEG_HEAD.NUM_CLASSES = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
-    save_random(fpn, folder / "fpn.pth")
+    save_random(tiny_config(toy_datasets, folder, config=FPN_CONFIG), folder / "fpn.pth")
     return folder
 
 
@@ -75,7 +59,6 @@ def member(toy_datasets, folder):
     def make(name, **more):
         opts = tiny_overrides(toy_datasets, folder)
         if name == "fpn":
-            opts = [*opts, *as_opts(FPN_OVERRIDES)]
             return {"CONFIG": FPN, "WEIGHTS": str(folder / "fpn.pth"), "OPTS": opts, **more}
         return {"CONFIG": str(CONFIG), "WEIGHTS": str(folder / f"{name}.pth"), "OPTS": opts, **more}
 
@@ -104,7 +87,7 @@ def test_training_evaluates_with_the_views(config):
     cfg = config(*AUG)
     model = build_model(cfg)
     many = with_views(cfg, model)
-    assert isinstance(many, MultiViewModel) and with_views(cfg, many) is many
+    assert isinstance(many, EnsembleWithTTA) and with_views(cfg, many) is many
     assert [len(m.views) for m in many.members] == [4]
     assert with_views(config(), model) is model
 
@@ -114,7 +97,7 @@ def test_the_model_of_a_training_process_is_found_in_its_wrapper(config):
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:
         wrapped = DistributedDataParallel(build_model(cfg))
-        assert with_views(cfg, wrapped).members[0].stages is wrapped.module
+        assert with_views(cfg, wrapped).members[0].model is wrapped.module
     finally:
         dist.destroy_process_group()
 
@@ -129,10 +112,10 @@ def test_other_architectures_take_part(config, member, toy_datasets, in_turn):
     members = [member("0"), member("1", WEIGHT=2.0), member("fpn")]
     cfg = config("TEST.ENSEMBLE.MEMBERS", members, "TEST.ENSEMBLE.ONE_AT_A_TIME", in_turn)
     model = load_model(cfg)
-    assert [type(m.stages).__name__ for m in model.members] == [
+    assert [type(m.model).__name__ for m in model.members] == [
         "SpatialFlow",
         "SpatialFlow",
-        "RCNNStages",
+        "PanopticFPNModel",
     ]
     assert [m.weight for m in model.members] == [1.0, 2.0, 1.0]
     image = image_of(toy_datasets)
@@ -228,8 +211,8 @@ def test_fast_path_by_config(config, toy_datasets, views):
     image = image_of(toy_datasets)
     expected = Predictor(config(*views))(image)
     fast = Predictor(config(*views, *OPTIMIZE))
-    stages = fast.model.members[0].stages if views else fast.model
-    assert isinstance(stages, OptimizedSpatialFlow) and stages.dtype is None
+    model = fast.model.members[0].model if views else fast.model
+    assert isinstance(model, OptimizedModel) and model.dtype is None
     found = fast(image)
     torch.testing.assert_close(found["sem_seg"], expected["sem_seg"], rtol=1e-4, atol=1e-4)
     for name in ("scores", "pred_classes"):
@@ -237,21 +220,23 @@ def test_fast_path_by_config(config, toy_datasets, views):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
 
 
-def test_fast_members_in_half_precision(config, member):
-    fast = member("1")
+@pytest.mark.parametrize("name", ["1", "fpn"])
+def test_fast_members_in_half_precision(config, member, toy_datasets, name):
+    fast = member(name)
     fast["OPTS"] = [*fast["OPTS"], *OPTIMIZE, "TEST.OPTIMIZE.DTYPE", "bfloat16"]
-    model = load_model(config("TEST.ENSEMBLE.MEMBERS", [member("0"), fast]))
-    slow, fast = (m.stages for m in model.members)
-    assert not isinstance(slow, OptimizedSpatialFlow) and fast.dtype == torch.bfloat16
+    cfg = config("TEST.ENSEMBLE.MEMBERS", [member("0"), fast])
+    model = load_model(cfg)
+    slow, fast = (m.model for m in model.members)
+    assert not isinstance(slow, OptimizedModel) and fast.dtype == torch.bfloat16
+    image = image_of(toy_datasets)
+    result = Predictor(cfg)(image)
+    assert result["sem_seg"].dtype == torch.float32
+    assert result["panoptic_seg"][0].shape == image.shape[:2]
 
 
-def test_what_cannot_be_optimized_is_named(config, member):
+def test_unknown_data_type_is_named(config):
     with pytest.raises(ValueError, match=r"DTYPE is one of \['float32', .*, not 'int8'"):
         load_model(config(*OPTIMIZE, "TEST.OPTIMIZE.DTYPE", "int8"))
-    other = member("fpn")
-    other["OPTS"] = [*other["OPTS"], *OPTIMIZE]
-    with pytest.raises(ValueError, match="is for SpatialFlow, not for PanopticFPN"):
-        load_model(config("TEST.ENSEMBLE.MEMBERS", [other]))
 
 
 def test_ensembles_are_not_trained(config, member):

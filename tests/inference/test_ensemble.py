@@ -8,14 +8,16 @@ import torch
 from builders import tiny_model
 from detectron2.data import transforms as T
 from detectron2.layers import paste_masks_in_image
-from detectron2.structures import Boxes, ImageList, Instances
+from detectron2.structures import Boxes
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from stand_ins import Recorded
 from torch import nn
 
-from spatialflow.inference.ensemble import MultiViewModel, WeightedMean
+from spatialflow.inference.ensemble import EnsembleWithTTA, WeightedMean
 from spatialflow.inference.member import ClassNumbers, Member
 from spatialflow.inference.views import View
+from spatialflow.modeling import HeuristicMerge
 
 HEIGHT, WIDTH = 64, 96
 
@@ -27,7 +29,7 @@ def model():
     nn.init.normal_(model.detector.cls_score.weight, std=0.5)
     nn.init.zeros_(model.detector.cls_score.bias)
     nn.init.normal_(model.thing_head.mask_head.predictor.weight, std=0.5)
-    model.merge_settings = replace(model.merge_settings, stuff_area_limit=16)
+    model.merge = replace(model.merge, stuff_area_limit=16)
     return model.eval()
 
 
@@ -44,17 +46,15 @@ def view(shorter=HEIGHT, flip=False, weight=1.0):
     return View(T.ResizeShortestEdge(shorter, 10 * shorter), flip, weight)
 
 
-def multi_view(*members, **kwargs):
+def ensemble(*members, **kwargs):
     choices = {
         "input_format": "BGR",
         "nms_thresh": 0.4,
         "max_detections": 100,
-        "merge_settings": next(
-            (m.stages.merge_settings for m in members if hasattr(m.stages, "merge_settings")), None
-        ),
+        "merge": next((m.model.merge for m in members if m.model.merge is not None), None),
         "device": "cpu",
     }
-    return MultiViewModel(members, **{**choices, **kwargs}).eval()
+    return EnsembleWithTTA(members, **{**choices, **kwargs}).eval()
 
 
 def answer(model, image, **sizes):
@@ -75,7 +75,7 @@ def assert_same(one, other, atol=0.0):
 @pytest.mark.parametrize("size", [(HEIGHT, WIDTH), (50, 71)])
 def test_one_view_is_plain_inference(model, image, size, weight):
     sizes = dict(zip(("height", "width"), size, strict=True))
-    one = multi_view(Member(model, [view(48, weight=weight)], "BGR"))
+    one = ensemble(Member(model, [view(48, weight=weight)], "BGR"))
     resized = T.ResizeShortestEdge(48, 480)
     pixels = T.AugInput(np.ascontiguousarray(image.numpy().transpose(1, 2, 0)))
     resized(pixels)
@@ -86,7 +86,7 @@ def test_one_view_is_plain_inference(model, image, size, weight):
 
 
 def test_masks_are_a_bool_tensor(model, image):
-    both = multi_view(Member(model, [view(), view(flip=True)], "BGR"))
+    both = ensemble(Member(model, [view(), view(flip=True)], "BGR"))
     instances = answer(both, image)["instances"]
     masks = instances.pred_masks
     assert type(masks) is torch.Tensor and masks.dtype == torch.bool
@@ -94,7 +94,7 @@ def test_masks_are_a_bool_tensor(model, image):
 
 
 def test_panoptic_maps_alone(model, image, monkeypatch):
-    both = multi_view(Member(model, [view(), view(flip=True)], "BGR"))
+    both = ensemble(Member(model, [view(), view(flip=True)], "BGR"))
     inputs = [{"image": image}, {"image": image, "height": 50, "width": 71}]
     expected = both(inputs)
     asked = []
@@ -103,7 +103,7 @@ def test_panoptic_maps_alone(model, image, monkeypatch):
         model, "predict_masks", lambda f, i, s: asked.extend(map(len, i)) or predict_masks(f, i, s)
     )
     found = both.panoptic_inference(inputs)
-    threshold = model.merge_settings.score_thresh
+    threshold = model.merge.score_thresh
     confident = [int((x["instances"].scores >= threshold).sum()) for x in expected]
     assert 0 < confident[0] < len(expected[0]["instances"])
     assert asked == [n for n in confident for _ in range(2)]
@@ -114,14 +114,14 @@ def test_panoptic_maps_alone(model, image, monkeypatch):
 
 
 def test_members_without_panoptic_maps_say_so(image):
-    things = multi_view(Member(tiny_model(stuff=False).eval(), [view()], "BGR"))
-    assert not things.panoptic_on
+    things = ensemble(Member(tiny_model(stuff=False).eval(), [view()], "BGR"))
+    assert things.merge is None
     with pytest.raises(RuntimeError, match="no panoptic output"):
         things.panoptic_inference([{"image": image}])
 
 
 def test_plain_and_flip_of_a_flipped_image_are_the_flipped_answer(model, image):
-    both = multi_view(Member(model, [view(), view(flip=True)], "BGR"))
+    both = ensemble(Member(model, [view(), view(flip=True)], "BGR"))
     straight, mirrored = answer(both, image), answer(both, image.flip(-1))
     boxes = straight["instances"].pred_boxes.tensor
     flipped = torch.stack([WIDTH - boxes[:, 2], boxes[:, 1], WIDTH - boxes[:, 0], boxes[:, 3]], 1)
@@ -136,11 +136,11 @@ def test_plain_and_flip_of_a_flipped_image_are_the_flipped_answer(model, image):
 
 def test_views_and_members_are_weighted(model, image):
     views = [view(weight=3.0), view(48)]
-    first, second = (answer(multi_view(Member(model, [v], "BGR")), image) for v in views)
-    both = multi_view(Member(model, views, "BGR"))
+    first, second = (answer(ensemble(Member(model, [v], "BGR")), image) for v in views)
+    both = ensemble(Member(model, views, "BGR"))
     mean = (3 * first["sem_seg"] + second["sem_seg"]) / 4
     torch.testing.assert_close(answer(both, image)["sem_seg"], mean)
-    apart = multi_view(
+    apart = ensemble(
         *(Member(model, [v], "BGR", weight) for v, weight in zip(views, (2, 6), strict=True))
     )
     mean = (6 * first["sem_seg"] + 6 * second["sem_seg"]) / 12
@@ -148,15 +148,15 @@ def test_views_and_members_are_weighted(model, image):
 
 
 def test_channels_reach_a_member_in_its_order(model, image):
-    rgb = multi_view(Member(model, [view()], "RGB"))
+    rgb = ensemble(Member(model, [view()], "RGB"))
     assert_same(answer(rgb, image), answer(model, image.flip(0)))
 
 
 @pytest.mark.parametrize("at_a_time", [1, 2])
 def test_views_of_one_size_run_together_unless_they_are_large(model, image, at_a_time, monkeypatch):
-    together = multi_view(Member(model, [view(), view(48), view(flip=True)], "BGR"))
+    together = ensemble(Member(model, [view(), view(48), view(flip=True)], "BGR"))
     expected, sizes = answer(together, image), []
-    limit = "spatialflow.modeling.spatialflow.PIXELS_AT_A_TIME_ON_CPU"
+    limit = "spatialflow.modeling.batching.PIXELS_AT_A_TIME_ON_CPU"
     monkeypatch.setattr(limit, at_a_time * HEIGHT * WIDTH)
     hook = model.backbone.register_forward_pre_hook(lambda _, x: sizes.append(len(x[0])))
     try:
@@ -170,45 +170,8 @@ def test_views_of_one_size_run_together_unless_they_are_large(model, image, at_a
 
 def test_members_in_turn_give_the_same(model, image):
     members = [Member(model, [view(), view(48)], "BGR"), Member(model, [view(80)], "BGR")]
-    together = answer(multi_view(*members), image)
-    assert_same(answer(multi_view(*members, one_at_a_time=True), image), together)
-
-
-class Recorded(nn.Module):
-    """Stages that give what they are told to."""
-
-    predicts_masks = predicts_stuff = True
-
-    def __init__(self, candidates, masks, stuff):
-        super().__init__()
-        self.candidates, self.masks, self.stuff = candidates, masks, stuff
-        self.asked = []
-
-    def preprocess_image(self, batched_inputs):
-        return ImageList.from_tensors([x["image"].float() for x in batched_inputs])
-
-    def extract_features(self, images):
-        return len(images)
-
-    def mask_features(self, features):
-        return features
-
-    def find_candidates(self, features, image_sizes, output_sizes):
-        boxes, scores, classes = self.candidates
-        return [
-            Instances(size, pred_boxes=Boxes(boxes), scores=scores, pred_classes=classes)
-            for size in output_sizes
-        ]
-
-    def stuff_scores(self, features, image_sizes, output_sizes):
-        return [self.stuff] * features
-
-    def predict_masks(self, features, instances, image_sizes):
-        self.asked.append(instances[0].pred_classes)
-        # The mask of a box is a function of where it is.
-        return [
-            (self.masks * x.pred_boxes.tensor[:, :1, None] / WIDTH).clamp(0, 1) for x in instances
-        ]
+    together = answer(ensemble(*members), image)
+    assert_same(answer(ensemble(*members, one_at_a_time=True), image), together)
 
 
 def reference_nms(boxes, scores, classes, threshold, most):
@@ -250,7 +213,7 @@ def test_fusion_is_that_of_an_independent_reference(seed, counts):
         Member(r, [view()], "BGR", weight) for r, weight in zip(recorded, weights, strict=True)
     ]
     found = answer(
-        multi_view(*members, max_detections=9), torch.zeros(3, HEIGHT, WIDTH, dtype=torch.uint8)
+        ensemble(*members, max_detections=9), torch.zeros(3, HEIGHT, WIDTH, dtype=torch.uint8)
     )
     boxes, scores, classes = (
         torch.cat(x) for x in zip(*(r.candidates for r in recorded), strict=True)
@@ -261,10 +224,7 @@ def test_fusion_is_that_of_an_independent_reference(seed, counts):
     assert torch.equal(instances.scores, scores[kept])
     total = sum(weights)
     soft = (
-        sum(
-            w * (r.masks * boxes[kept][:, :1, None] / WIDTH).clamp(0, 1)
-            for r, w in zip(recorded, weights, strict=True)
-        )
+        sum(w * r.masks_of(boxes[kept], WIDTH) for r, w in zip(recorded, weights, strict=True))
         / total
     )
     if kept:
@@ -282,7 +242,7 @@ def test_members_keep_their_own_class_numbers():
     recorded = Recorded((boxes, scores, classes), torch.ones(1, 28, 28), stuff)
     numbers = ClassNumbers(things=[2, 0, 1], stuff=[0, 2, 1])
     found = answer(
-        multi_view(Member(recorded, [view()], "BGR", numbers=numbers)),
+        ensemble(Member(recorded, [view()], "BGR", numbers=numbers)),
         torch.zeros(3, HEIGHT, WIDTH, dtype=torch.uint8),
     )
     assert found["instances"].pred_classes.tolist() == [1, 0]  # its 0 is our 1, its 2 our 0
@@ -291,12 +251,27 @@ def test_members_keep_their_own_class_numbers():
 
 
 def test_what_no_member_has_is_left_out(image):
-    plain = multi_view(Member(tiny_model(things=False).eval(), [view()], "BGR"))
+    plain = ensemble(Member(tiny_model(things=False).eval(), [view()], "BGR"))
     found = answer(plain, image)
     assert set(found) == {"instances", "sem_seg"}
     assert not found["instances"].has("pred_masks")
-    found = answer(multi_view(Member(tiny_model(stuff=False).eval(), [view()], "BGR")), image)
+    found = answer(ensemble(Member(tiny_model(stuff=False).eval(), [view()], "BGR")), image)
     assert set(found) == {"instances"} and found["instances"].has("pred_masks")
+
+
+def test_things_of_one_member_and_stuff_of_another(image):
+    """Such as two networks of which each does one thing."""
+    boxes = (torch.tensor([[10.0, 10, 60, 40]]), torch.tensor([0.9]), torch.tensor([1]))
+    things = Recorded(boxes, 9 * torch.ones(1, 28, 28))
+    stuff = Recorded(stuff=torch.eye(3)[1][:, None, None].expand(3, HEIGHT, WIDTH))
+    members = [Member(x, [view(), view(flip=True)], "BGR") for x in (things, stuff)]
+    for order in (members, members[::-1]):
+        both = ensemble(*order, merge=HeuristicMerge(stuff_area_limit=1))
+        found = answer(both, image)
+        panoptic, segments = found["panoptic_seg"]
+        assert [(s["isthing"], s["category_id"]) for s in segments] == [(True, 1), (False, 1)]
+        assert panoptic[25, 35] == 1 and panoptic[0, 0] == 2
+    assert things.asked and not stuff.asked
 
 
 def test_masks_of_another_size_are_resized(image):
@@ -307,11 +282,11 @@ def test_masks_of_another_size_are_resized(image):
     small = Recorded(boxes, 3 * ones[:, ::2, ::2], stuff)
     for first in (Recorded(nothing, 0.2 * ones, stuff), Recorded(boxes, 0.2 * ones, stuff)):
         members = [Member(x, [view()], "BGR") for x in (first, small)]
-        masks = answer(multi_view(*members), image)["instances"].pred_masks
+        masks = answer(ensemble(*members), image)["instances"].pred_masks
         # At the border the mask fades out, and half of it is no more than the threshold.
         assert masks[0, 2:38, 50:94].all()
     empty = [Recorded(nothing, ones[:, :n, :n], stuff) for n in (28, 14)]
-    found = answer(multi_view(*(Member(x, [view()], "BGR") for x in empty)), image)
+    found = answer(ensemble(*(Member(x, [view()], "BGR") for x in empty)), image)
     assert len(found["instances"]) == 0
 
 

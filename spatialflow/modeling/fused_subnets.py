@@ -1,0 +1,126 @@
+"""The sub-networks for inference, with the convolutions that read one feature as one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .flows import ConvFlow
+from .subnets import Stage, SubnetFeatures, Subnetworks, run_levels
+from .wiring import DETECTION_TASKS, Edge
+
+
+class FusedSubnetworks(nn.Module):
+    """Sub-networks in which the convolutions that read the same feature are one, wider one.
+
+    reg_j is read by stage j + 1 of reg and by the flows to cls, stuff and thing. Flows that are no
+    :class:`ConvFlow`, and deformable stages, read their features themselves.
+
+    Args:
+        subnets: gives the parts, which are changed.
+    """
+
+    def __init__(self, subnets: Subnetworks):
+        super().__init__()
+        self.subnets = subnets
+        groups: dict[str, list[Edge]] = {}
+        for edge in _convolution_edges(subnets):
+            groups.setdefault(_feature_name(edge.source, edge.source_stage), []).append(edge)
+        # Those that P6 and P7 have too come first: there the others are cut off.
+        self.readers = {
+            name: sorted(edges, key=lambda edge: edge.target not in DETECTION_TASKS)
+            for name, edges in groups.items()
+            if len(edges) > 1
+        }
+        self.wide = nn.ModuleDict(
+            {
+                name: _side_by_side([self._take_convolution(edge) for edge in edges])
+                for name, edges in self.readers.items()
+            }
+        )
+
+    def forward(self, pyramid: Sequence[Tensor]) -> SubnetFeatures:
+        """See :class:`Subnetworks`."""
+        return run_levels(self.forward_level, pyramid)
+
+    def forward_level(self, p: Tensor, segmentation: bool) -> dict[str, Tensor]:
+        """See :class:`Subnetworks`."""
+        tasks = self.subnets.tasks_on(segmentation)
+        features = {task: [p] for task in tasks}
+        # What the wide convolutions have made for an edge, in place of the feature that it reads.
+        made = self._read(_feature_name("", 0), p, tasks)
+        for task in tasks:
+            for j, stage in enumerate(getattr(self.subnets, task), start=1):
+                x = made.get(Edge(task, j - 1, task, j), features[task][-1])
+                sources = {
+                    edge.source: made.get(edge, features[edge.source][edge.source_stage])
+                    for edge in self.subnets.edges_into[task, j]
+                    if edge.source in tasks
+                }
+                x = stage(x, sources)
+                features[task].append(x)
+                made |= self._read(_feature_name(task, j), x, tasks)
+        return {task: outputs[-1] for task, outputs in features.items()}
+
+    def _read(self, name: str, feature: Tensor, tasks: Sequence[str]) -> dict[Edge, Tensor]:
+        """What the wide convolution of a feature makes for each of the edges that read it."""
+        edges = [edge for edge in self.readers.get(name, ()) if edge.target in tasks]
+        if not edges:
+            return {}
+        conv, channels = self.wide[name], feature.shape[1]
+        width = len(edges) * channels
+        parts = F.conv2d(feature, conv.weight[:width], conv.bias[:width], padding=1)
+        return dict(zip(edges, parts.split(channels, dim=1), strict=True))
+
+    def _take_convolution(self, edge: Edge) -> nn.Conv2d:
+        """The convolution of an edge, which from now on is given the result of it."""
+        stage = getattr(self.subnets, edge.target)[edge.target_stage - 1]
+        if edge.source == edge.target:
+            conv = stage.conv
+            norm = getattr(conv, "norm", None)
+            stage.conv = nn.Identity() if norm is None else norm
+            return conv
+        conv = stage.flows[edge.source].conv
+        stage.flows[edge.source] = _Given()
+        return conv
+
+
+class _Given(nn.Module):
+    """In place of a flow whose result is there already."""
+
+    def forward(self, source: Tensor, target: Tensor) -> Tensor:
+        return source
+
+
+def _convolution_edges(subnets: Subnetworks) -> Iterator[Edge]:
+    """The edges that are a 3x3 convolution of a feature alone.
+
+    From a stage to the next one of its own sub-network is an edge here, too, unless a flow is added
+    between.
+    """
+    for (task, j), edges in subnets.edges_into.items():
+        stage = getattr(subnets, task)[j - 1]
+        if type(stage) is not Stage:
+            continue
+        if stage.conv is not None and not edges:
+            yield Edge(task, j - 1, task, j)
+        yield from (edge for edge in edges if type(stage.flows[edge.source]) is ConvFlow)
+
+
+def _feature_name(task: str, stage: int) -> str:
+    """Of the feature of a stage; all sub-networks start from one feature, P_i."""
+    return f"{task}_{stage}" if stage else "p"
+
+
+def _side_by_side(convs: Sequence[nn.Conv2d]) -> nn.Conv2d:
+    """One convolution with the outputs of several 3x3 convolutions, one after the other."""
+    first = convs[0]
+    wide = nn.utils.skip_init(
+        nn.Conv2d, first.in_channels, sum(x.out_channels for x in convs), 3, padding=1
+    )
+    wide.weight = nn.Parameter(torch.cat([x.weight for x in convs]))
+    wide.bias = nn.Parameter(torch.cat([x.bias for x in convs]))
+    return wide
