@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from detectron2.config import CfgNode as CN
 from detectron2.config import get_cfg
 from yaml import YAMLError
@@ -206,3 +207,19 @@ def _key_names(cfg: CN, prefix: str = ""):
         yield prefix + key
         if isinstance(value, CN):
             yield from _key_names(value, f"{prefix}{key}.")
+
+
+def check_device(cfg: CN) -> None:
+    """Raise a ValueError when MODEL.DEVICE or SOLVER.AMP asks for CUDA and there is none."""
+    on_cuda = cfg.MODEL.DEVICE.startswith("cuda")
+    if on_cuda and not torch.cuda.is_available():
+        raise ValueError(
+            f"MODEL.DEVICE is {cfg.MODEL.DEVICE!r}, but torch finds no CUDA device here. Append "
+            "'MODEL.DEVICE cpu' to run on the CPU; 'python -m spatialflow.tools.doctor' says what "
+            "is missing for CUDA."
+        )
+    if cfg.SOLVER.AMP.ENABLED and not on_cuda:
+        raise ValueError(
+            f"SOLVER.AMP.ENABLED needs CUDA, but MODEL.DEVICE is {cfg.MODEL.DEVICE!r}. Append "
+            "'SOLVER.AMP.ENABLED False'."
+        )

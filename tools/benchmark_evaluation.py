@@ -26,7 +26,8 @@ from panopticapi.evaluation import pq_compute
 from panopticapi.utils import id2rgb
 from PIL import Image
 
-from spatialflow.saved.folders import PanopticFolder, score_folder
+from spatialflow.evaluation.scoring import score_folder
+from spatialflow.saved.predictions import PanopticFolder
 
 WIDTH, HEIGHT = 640, 480
 CATEGORIES = [{"id": i, "name": str(i), "isthing": int(i <= 80)} for i in range(1, 134)]

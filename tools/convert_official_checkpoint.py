@@ -22,7 +22,6 @@ from torch import Tensor
 
 import spatialflow.modeling  # noqa: F401  registers the model
 from spatialflow.checkpoint import load_tensors
-from spatialflow.checkpoint.checkpointer import atomic_write
 from spatialflow.checkpoint.official import (
     CLS,
     REG,
@@ -36,6 +35,7 @@ from spatialflow.config import load_config
 from spatialflow.data import dataset_categories, prepare_datasets
 from spatialflow.errors import exit_on_user_error, reading_user_input
 from spatialflow.paths import refuse_overwriting
+from spatialflow.utils.files import atomic_write
 
 REORDERED = {CLS: "anchors reordered", REG: "anchors reordered", STUFF: "'other' moved to 0"}
 

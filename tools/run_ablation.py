@@ -27,7 +27,7 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 from spatialflow import load_config, model_zoo
-from spatialflow.checkpoint.checkpointer import atomic_write
+from spatialflow.utils.files import atomic_write
 
 TRAIN_NET = Path(__file__).resolve().parents[1] / "train_net.py"
 RECORD = "ablation_run.json"

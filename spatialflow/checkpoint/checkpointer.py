@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import IO, Any
+from collections.abc import Callable
+from typing import Any
 from urllib.parse import urlsplit
 
 import torch
@@ -13,10 +12,13 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
 from torch import nn
 
+from spatialflow.utils.files import atomic_write
+from spatialflow.utils.text import name_some
+
 from .safe import load_tensors
 
 MAX_NAMED = 8
-"""How many keys an error message names before it only counts the rest."""
+"""How many tensors of another shape an error message names before it only counts the rest."""
 
 
 class SafeCheckpointer(DetectionCheckpointer):
@@ -159,17 +161,6 @@ class SafeCheckpointer(DetectionCheckpointer):
         super()._log_incompatible_keys(incompatible)
 
 
-@contextmanager
-def atomic_write(path: str, mode: str) -> Iterator[IO]:
-    """Open ``path`` for writing so that it changes only once all of it is on the disk."""
-    partial = f"{path}.partial"
-    with open(partial, mode) as f:
-        yield f
-        f.flush()
-        os.fsync(f.fileno())
-    os.replace(partial, path)
-
-
 def refuse_non_finite(model: nn.Module, name: str) -> None:
     """Raise a FloatingPointError that names the parameters of ``model`` with NaN or infinity."""
     bad = [key for key, value in model.named_parameters() if not value.isfinite().all()]
@@ -218,9 +209,3 @@ def _shape_message(source: str, incorrect_shapes: list[tuple]) -> str:
         "or, to train on other classes, MODEL.CLASS_LAYERS.REINIT to True. Otherwise "
         "use the config the weights were trained with."
     )
-
-
-def name_some(keys: list[str]) -> str:
-    """The first ``MAX_NAMED`` keys, and how many there are beside them."""
-    more = f" and {len(keys) - MAX_NAMED} more" if len(keys) > MAX_NAMED else ""
-    return ", ".join(keys[:MAX_NAMED]) + more

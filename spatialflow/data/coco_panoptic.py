@@ -13,12 +13,13 @@ opening an image is checked while reading.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
+
+from spatialflow.utils.files import read_json
+from spatialflow.utils.text import name_some
 
 from .categories import Categories, SegmentClass
 from .compact import CompactList
@@ -53,26 +54,34 @@ def read_panoptic_json(path: str) -> dict[str, Any]:
             leads out of its folder.
     """
     content = read_panoptic_lists(path)
-    for key, fields in _REQUIRED_FIELDS.items():
-        for entry in content[key]:
-            missing = [f for f in fields if not isinstance(entry, dict) or f not in entry]
-            if missing:
-                raise ValueError(
-                    f"{path}: an entry of {key!r} has no {missing[0]!r}: {entry}"[:500]
-                )
-            if not is_file_below(entry["file_name"]):
-                raise ValueError(f"{path}, {key!r}: {outside(entry['file_name'])}.")
+    for key in _REQUIRED_FIELDS:
+        _check_entries(path, key, content[key])
     return content
+
+
+def read_images_json(path: str) -> dict[str, Any]:
+    """A JSON of images without ground truth, such as COCO's ``image_info_test-dev2017.json``.
+
+    Returns:
+        dict with the list ``images``.
+
+    Raises:
+        FileNotFoundError: the file is not there.
+        ValueError: it has no such list, an image lacks a field, or a file name leads out of its
+            folder.
+    """
+    content = read_json(path, "Images JSON")
+    images = content.get("images") if isinstance(content, dict) else None
+    if not isinstance(images, list):
+        fields = ", ".join(_REQUIRED_FIELDS["images"])
+        raise ValueError(f"{path} has no list 'images' with {fields}.")
+    _check_entries(path, "images", images)
+    return {"images": images}
 
 
 def read_panoptic_lists(path: str) -> dict[str, Any]:
     """As :func:`read_panoptic_json`, but the entries of the lists may be anything."""
-    try:
-        content = json.loads(Path(path).read_bytes())
-    except FileNotFoundError as e:
-        raise FileNotFoundError(f"Panoptic JSON {path} is not there.") from e
-    except (ValueError, RecursionError) as e:
-        raise ValueError(f"{path} is not valid JSON: {e}") from e
+    content = read_json(path, "Panoptic JSON")
     if not isinstance(content, dict):
         raise ValueError(f"{path} is no COCO panoptic JSON: it holds a {type(content).__name__}.")
     for key in ("images", "annotations", "categories"):
@@ -194,36 +203,37 @@ def load_unannotated(
         ValueError: it is no such JSON, has no image or one twice, or a file name leads out of the
             folder.
     """
-    try:
-        stamp = _stamp(images_json, "Images JSON")
-        images = list(_compacted(_read_images, images_json, stamp)["images"])
-        ids = {image["id"] for image in images}
-        dicts = [
-            {
-                "file_name": os.path.join(image_root, image_file(image)),
-                "image_id": image["id"],
-                "height": image["height"],
-                "width": image["width"],
-            }
-            for image in images
-        ]
-    except (ValueError, KeyError, TypeError) as e:
-        raise ValueError(
-            f"{images_json} has no list 'images' with id, file_name, height and width: {e!r}"
-        ) from e
-    if not dicts or len(ids) < len(dicts):
+    stamp = _stamp(images_json, "Images JSON")
+    images = list(_compacted(read_images_json, images_json, stamp)["images"])
+    dicts = [
+        {
+            "file_name": os.path.join(image_root, image_file(image)),
+            "image_id": image["id"],
+            "height": image["height"],
+            "width": image["width"],
+        }
+        for image in images
+    ]
+    if not dicts or len({image["id"] for image in images}) < len(dicts):
         raise ValueError(f"{images_json}: 'images' is empty or has an image id twice.")
     _check_files(image_root, [image_file(image) for image in images], "image")
     return dicts
 
 
-def _read_images(path: str) -> dict[str, Any]:
-    return {"images": json.loads(Path(path).read_bytes())["images"]}
-
-
 def is_segment_id(value: Any) -> bool:
     """Whether a PNG can hold the id: 0 is void, and there are three bytes."""
     return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**24
+
+
+def _check_entries(path: str, key: str, entries: Iterable[Any]) -> None:
+    """ValueError unless the entries of a list have the fields that they need."""
+    for entry in entries:
+        fields = _REQUIRED_FIELDS[key]
+        missing = [f for f in fields if not isinstance(entry, dict) or f not in entry]
+        if missing:
+            raise ValueError(f"{path}: an entry of {key!r} has no {missing[0]!r}: {entry}"[:500])
+        if not is_file_below(entry["file_name"]):
+            raise ValueError(f"{path}, {key!r}: {outside(entry['file_name'])}.")
 
 
 def _check_pairs(
@@ -246,7 +256,8 @@ def _check_pairs(
     lost = [image["file_name"] for id_, image in images.items() if id_ not in annotated]
     if lost:
         raise ValueError(
-            f"{panoptic_json}: {_some(lost)} of 'images' without annotation. Annotate or remove."
+            f"{panoptic_json}: {name_some(lost)} of 'images' without annotation. Annotate or "
+            "remove."
         )
     return list(annotated.values())
 
@@ -264,7 +275,9 @@ def _check_files(root: str, names: Iterable[str], kind: str) -> None:
         if base not in listings[folder]:
             missing.append(name)
     if missing:
-        raise FileNotFoundError(f"{kind[0].upper()}{kind[1:]} missing in {root}: {_some(missing)}.")
+        raise FileNotFoundError(
+            f"{kind[0].upper()}{kind[1:]} missing in {root}: {name_some(missing)}."
+        )
 
 
 def _segments(
@@ -301,8 +314,3 @@ def _fault(id_: Any, ids: set[int], category_id: Any, classes: dict[int, Segment
         f" has category id {category_id}, which is not in the dataset's categories "
         f"{sorted(classes)}."
     )
-
-
-def _some(names: list[str]) -> str:
-    shown = ", ".join(names[:5])
-    return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"

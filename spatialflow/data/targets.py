@@ -17,6 +17,8 @@ import cv2
 import numpy as np
 from kornia_rs.io import decode_image_png_u8
 
+from spatialflow.utils.runs import runs
+
 from .categories import VOID_LABEL
 
 Segments = Sequence[dict[str, Any]]
@@ -82,7 +84,7 @@ def index_map(ids: np.ndarray, segments: Segments, file_name: str) -> np.ndarray
     Raises:
         ValueError: the map has an id that no segment has, or the reverse.
     """
-    starts, lengths = _runs(ids)
+    starts, lengths = runs(ids)
     found, run_of = np.unique(ids.reshape(-1)[starts], return_inverse=True)
     number = {0: 0, **{s["id"]: i + 1 for i, s in enumerate(segments)}}
     _check_same_ids(set(found.tolist()), number.keys(), file_name)
@@ -101,7 +103,7 @@ def measure_segments(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarra
         (K,) the ids in ascending order; (K,) int64 areas in pixels; (K, 4) int64 boxes x, y,
         width, height, tight around the pixels as COCO has them.
     """
-    starts, lengths = _runs(ids)
+    starts, lengths = runs(ids)
     found, run_of = np.unique(ids.reshape(-1)[starts], return_inverse=True)
     order = np.argsort(run_of, kind="stable")
     firsts = np.searchsorted(run_of[order], np.arange(len(found)))
@@ -157,17 +159,6 @@ def _decode_rgba(png: bytes, out: np.ndarray | None) -> np.ndarray | None:
     except Exception:  # the decoders have no class of their own for what is damaged
         return None
     return cv2.cvtColor(rgb, cv2.COLOR_RGB2RGBA, out)
-
-
-def _runs(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """First pixels and lengths of the pieces of rows along which the id is the same.
-
-    Ids are constant along most of a row, so looking at runs is much less work than at pixels.
-    """
-    begins = np.ones(ids.shape, bool)
-    np.not_equal(ids[:, 1:], ids[:, :-1], out=begins[:, 1:])
-    starts = np.flatnonzero(begins)
-    return starts, np.diff(starts, append=ids.size)
 
 
 def _check_same_ids(in_png: set[int], in_json: Any, file_name: str) -> None:

@@ -17,8 +17,8 @@ from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
 from spatialflow.checkpoint import SafeCheckpointer
-from spatialflow.checkpoint.checkpointer import name_some
 from spatialflow.checkpoint.safe import load_tensors
+from spatialflow.utils.text import name_some
 
 MAX_SKIPPED_STEPS = 50
 """Steps in a row that torch's GradScaler may skip. Each one halves the scale, which starts at 2^16:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-import torch
 from detectron2.config import CfgNode
 from detectron2.engine import default_argument_parser, default_setup
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 import spatialflow.modeling  # noqa: F401  registers the model
-from spatialflow.config import load_config
+from spatialflow.config import check_device, load_config
 from spatialflow.data import prepare_datasets
 
 from .optimizer import SCALING_RULES, auto_scale_workers, check_optimizer
@@ -69,22 +68,6 @@ def setup(args: argparse.Namespace) -> CfgNode:
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="spatialflow")
     default_setup(cfg, args)
     return cfg
-
-
-def check_device(cfg: CfgNode) -> None:
-    """Raise a ValueError when MODEL.DEVICE or SOLVER.AMP asks for CUDA and there is none."""
-    on_cuda = cfg.MODEL.DEVICE.startswith("cuda")
-    if on_cuda and not torch.cuda.is_available():
-        raise ValueError(
-            f"MODEL.DEVICE is {cfg.MODEL.DEVICE!r}, but torch finds no CUDA device here. Append "
-            "'MODEL.DEVICE cpu' to run on the CPU; 'python -m spatialflow.tools.doctor' says what "
-            "is missing for CUDA."
-        )
-    if cfg.SOLVER.AMP.ENABLED and not on_cuda:
-        raise ValueError(
-            f"SOLVER.AMP.ENABLED needs CUDA, but MODEL.DEVICE is {cfg.MODEL.DEVICE!r}. Append "
-            "'SOLVER.AMP.ENABLED False'."
-        )
 
 
 def check_schedule(cfg: CfgNode) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import weakref
@@ -27,15 +26,15 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from spatialflow.checkpoint import SafeCheckpointer
-from spatialflow.checkpoint.checkpointer import atomic_write
 from spatialflow.data import build_test_loader, build_train_loader
 from spatialflow.errors import reading_user_input
 from spatialflow.evaluation import build_evaluator, format_comparison, format_results
-from spatialflow.evaluation.tables import without_nan, write_csv
+from spatialflow.evaluation.tables import write_csv
 from spatialflow.inference import with_views
 from spatialflow.modeling.class_layers import class_layers_of, train_only_class_layers
 from spatialflow.modeling.norms import warn_of_syncbn_in_one_process
 from spatialflow.modeling.panoptic_model import PanopticModel
+from spatialflow.utils.files import without_nan, write_json
 
 from .hooks import BestModelCheckpointer, FiniteGuard, PeriodicCheckpointer
 from .optimizer import auto_scale_workers, build_optimizer
@@ -202,8 +201,8 @@ class Trainer(DefaultTrainer):
             text = format_results(results) if alone else format_comparison(by_name)
             logging.getLogger(__name__).info(f"{', '.join(names)}\n\n{text}\n")
             os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
-            with atomic_write(os.path.join(cfg.OUTPUT_DIR, "results.json"), "w") as f:
-                json.dump(without_nan(by_name), f, indent=2)
+            path = os.path.join(cfg.OUTPUT_DIR, "results.json")
+            write_json(path, without_nan(by_name), indent=2)
             write_csv(os.path.join(cfg.OUTPUT_DIR, "results.csv"), by_name)
         return results
 

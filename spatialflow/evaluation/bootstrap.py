@@ -6,9 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from spatialflow.saved.folders import ImageCounts
-
 from .panoptic_quality import GROUP_SUFFIXES, QUALITIES, group_averages
+from .scoring import ImageCounts
 
 _REPLICATES_AT_ONCE, _IMAGES_AT_ONCE = 64, 512
 

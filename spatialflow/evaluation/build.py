@@ -10,12 +10,12 @@ from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, DatasetEvalua
 
 from spatialflow.data.register import is_unannotated
 from spatialflow.modeling.panoptic_model import PanopticModel
-from spatialflow.saved.raw_outputs import RawOutputWriter
 
 from .cityscapes import CityscapesInstanceEvaluator, CityscapesSemSegEvaluator
 from .ground_truth import PanopticGroundTruth
 from .instances import PanopticInstanceEvaluator
 from .panoptic import PanopticEvaluator
+from .raw_outputs import RawOutputWriter
 from .semantic import PanopticSemSegEvaluator
 from .unannotated import PanopticWriter, UnannotatedImages
 

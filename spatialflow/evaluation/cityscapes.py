@@ -14,7 +14,6 @@ import tempfile
 import warnings
 from collections.abc import Hashable, Mapping, Sequence
 
-import cv2
 import numpy as np
 from cityscapesscripts.evaluation import evalInstanceLevelSemanticLabeling as instance_script
 from cityscapesscripts.evaluation import evalPixelLevelSemanticLabeling as pixel_script
@@ -26,6 +25,7 @@ from detectron2.structures import Instances
 from detectron2.utils import comm
 
 from spatialflow.data.file_names import file_below
+from spatialflow.utils.files import write_image
 
 from .ground_truth import PanopticGroundTruth
 
@@ -53,7 +53,7 @@ def write_instances(
     )
     for i, (mask, class_id, score) in enumerate(found):
         name = f"{image_id}_pred_{i}.png"
-        _write_png(file_below(folder, name), mask.cpu().numpy().astype(np.uint8) * 255)
+        write_image(file_below(folder, name), mask.cpu().numpy().astype(np.uint8) * 255)
         lines.append(f"{name} {label_ids[class_id]} {score}\n")
     path = file_below(folder, f"{image_id}_pred.txt")
     with open(path, "w") as f:
@@ -70,7 +70,7 @@ def write_labels(folder: str, image_id: str, labels: np.ndarray, label_ids: Sequ
         label_ids: Cityscapes' label id of each of the S stuff labels.
     """
     path = file_below(folder, f"{image_id}_pred.png")
-    _write_png(path, np.array(label_ids, np.uint8)[labels])
+    write_image(path, np.array(label_ids, np.uint8)[labels])
     return path
 
 
@@ -224,8 +224,3 @@ def _added(parts: Sequence[Mapping]) -> dict:
 
 def _in_percent(metrics: Mapping[str, float]) -> dict[str, float]:
     return {key: 100 * float(value) for key, value in metrics.items()}
-
-
-def _write_png(path: str, pixels: np.ndarray) -> None:
-    if not cv2.imwrite(path, pixels):
-        raise OSError(f"{path} could not be written.")

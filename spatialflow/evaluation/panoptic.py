@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import os
 from collections.abc import Hashable, Mapping, Sequence
 
-import cv2
 import numpy as np
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
-from panopticapi.utils import id2rgb
 
-from spatialflow.data.file_names import file_below
+from spatialflow.saved.dataset import SavedDataset
+from spatialflow.saved.predictions import write_prediction, write_predictions_json
 
 from .ground_truth import AnnotatedImage, PanopticGroundTruth
 from .panoptic_quality import GROUP_SUFFIXES, PanopticCounts, SegmentMatches, match_segments
@@ -129,29 +127,14 @@ class PanopticEvaluator(DatasetEvaluator):
 
     def _write_map(self, image_id: Hashable, id_map: np.ndarray, segments: list[dict]) -> None:
         file_name = self._ground_truth.png_names[image_id]
-        path = file_below(os.path.join(self._output_dir, "panoptic_predictions"), file_name)
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        if not cv2.imwrite(path, id2rgb(id_map)[..., ::-1]):
-            raise OSError(f"The prediction could not be written to {path}.")
-        kept = [
-            {k: s[k] for k in ("id", "category_id", "isthing", "area", "score") if k in s}
-            for s in segments
-        ]
-        self._written.append({"image_id": image_id, "file_name": file_name, "segments_info": kept})
+        self._written.append(
+            write_prediction(self._output_dir, image_id, file_name, id_map, segments)
+        )
 
     def _write_lists(self, annotations: list[dict]) -> None:
-        paths = {key: os.path.abspath(path) for key, path in self._ground_truth.files.items()}
-        contents = {
-            "panoptic_predictions.json": {
-                "categories": self._categories,
-                "annotations": annotations,
-            },
-            "dataset.json": {"name": self._ground_truth.name, **paths},
-        }
         os.makedirs(self._output_dir, exist_ok=True)
-        for name, content in contents.items():
-            with open(os.path.join(self._output_dir, name), "w") as f:
-                json.dump(content, f)
+        write_predictions_json(self._output_dir, self._categories, annotations)
+        SavedDataset(self._ground_truth.name, **self._ground_truth.files).save(self._output_dir)
 
     def _warn_of_images(self, number: int) -> None:
         annotated = len(self._ground_truth.png_names)

@@ -16,6 +16,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from spatialflow.utils.runs import runs
+from spatialflow.utils.text import name_some
+
 VOID = 0
 GROUPS: dict[str, bool | None] = {"All": None, "Things": True, "Stuff": False}
 """Name of each average, and which ``isthing`` its categories have (None: any)."""
@@ -63,13 +66,9 @@ def overlaps(
     """
     if gt_map.shape != pred_map.shape:
         raise ValueError(f"the prediction is {_size(pred_map)}, the ground truth {_size(gt_map)}")
-    gt, pred = gt_map.ravel(), pred_map.ravel()
-    # Both maps are constant over most of a row, so runs are counted, not pixels.
-    new_run = (gt[1:] != gt[:-1]) | (pred[1:] != pred[:-1])
-    starts = np.concatenate(([0], np.flatnonzero(new_run) + 1))
-    lengths = np.diff(starts, append=gt.size)
-    rows = _positions(gt[starts], gt_ids, "ground truth")
-    columns = _positions(pred[starts], pred_ids, "prediction")
+    starts, lengths = runs(gt_map, pred_map)
+    rows = _positions(gt_map.ravel()[starts], gt_ids, "ground truth")
+    columns = _positions(pred_map.ravel()[starts], pred_ids, "prediction")
     shape = (len(gt_ids) + 1, len(pred_ids) + 1)
     cells = np.bincount(rows * shape[1] + columns, weights=lengths, minlength=shape[0] * shape[1])
     return cells.astype(np.int64).reshape(shape)
@@ -95,8 +94,35 @@ def match_segments(
     Raises:
         ValueError: a map and its list do not fit: sizes, ids on one side only, ids listed twice.
     """
+    return match_overlaps(
+        segment_overlaps(pred_map, pred_segments, gt_map, gt_segments), pred_segments, gt_segments
+    )
+
+
+def segment_overlaps(
+    pred_map: np.ndarray,
+    pred_segments: Sequence[Mapping],
+    gt_map: np.ndarray,
+    gt_segments: Sequence[Mapping],
+) -> np.ndarray:
+    """:func:`overlaps` of two maps with segment lists, arguments as for :func:`match_segments`."""
+    ids = ([s["id"] for s in segments] for segments in (gt_segments, pred_segments))
+    return overlaps(gt_map, pred_map, *ids)
+
+
+def match_overlaps(
+    shared: np.ndarray, pred_segments: Sequence[Mapping], gt_segments: Sequence[Mapping]
+) -> SegmentMatches:
+    """:func:`match_segments`, where the overlaps are known.
+
+    Args:
+        shared: (G + 1, P + 1) pixel counts, see :func:`overlaps`.
+        pred_segments, gt_segments: the segment lists.
+
+    Raises:
+        ValueError: a segment has no pixel.
+    """
     gt_ids, pred_ids = [s["id"] for s in gt_segments], [s["id"] for s in pred_segments]
-    shared = overlaps(gt_map, pred_map, gt_ids, pred_ids)
     gt_areas, pred_areas = shared.sum(axis=1)[1:], shared.sum(axis=0)[1:]
     _require_pixels(gt_areas, gt_ids, "ground truth")
     _require_pixels(pred_areas, pred_ids, "prediction")
@@ -127,6 +153,11 @@ def match_segments(
         missed=missed,
         spurious=spurious,
     )
+
+
+def of_one_class(segments: Iterable[Mapping]) -> list[dict]:
+    """A segment list with one category for all, to match segments whatever their class is."""
+    return [{**s, "category_id": 0} for s in segments]
 
 
 class PanopticCounts:
@@ -276,7 +307,7 @@ def _positions(values: np.ndarray, ids: Sequence[int], side: str) -> np.ndarray:
     unlisted = np.unique(values[known[found] != values])
     if len(unlisted):
         raise ValueError(
-            f"the map of the {side} has ids that its segment list lacks: {_some(unlisted)}"
+            f"the map of the {side} has ids that its segment list lacks: [{name_some(unlisted)}]"
         )
     return found
 
@@ -284,12 +315,7 @@ def _positions(values: np.ndarray, ids: Sequence[int], side: str) -> np.ndarray:
 def _require_pixels(areas: np.ndarray, ids: Sequence[int], side: str) -> None:
     if not areas.all():
         empty = np.array(ids)[areas == 0]
-        raise ValueError(f"segments of the {side} have no pixel in its map: {_some(empty)}")
-
-
-def _some(ids: np.ndarray, limit: int = 5) -> str:
-    more = f" and {len(ids) - limit} more" if len(ids) > limit else ""
-    return f"{ids[:limit].tolist()}{more}"
+        raise ValueError(f"segments of the {side} have no pixel in its map: [{name_some(empty)}]")
 
 
 def _size(id_map: np.ndarray) -> str:

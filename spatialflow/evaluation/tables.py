@@ -9,9 +9,8 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Mapping
-from typing import Any
 
-from tabulate import tabulate
+from spatialflow.utils.text import table
 
 Results = Mapping[str, Mapping[str, float]]
 
@@ -110,20 +109,6 @@ def write_csv(
                     writer.writerow(
                         [name, task, metric, *("" if math.isnan(v) else v for v in row)]
                     )
-
-
-def without_nan(results: Any) -> Any:
-    """The same with None for NaN, which JSON does not have."""
-    if isinstance(results, Mapping):
-        return {key: without_nan(value) for key, value in results.items()}
-    if isinstance(results, (list, tuple)):
-        return [without_nan(value) for value in results]
-    return None if isinstance(results, float) and math.isnan(results) else results
-
-
-def table(rows: list[list[str]], headers: list[str]) -> str:
-    """A table for a terminal, numbers to the right."""
-    return tabulate(rows, headers, tablefmt="pipe", disable_numparse=True, stralign="right")
 
 
 def _cells(results: Results, columns: Mapping[str, tuple[str, str]]) -> dict[str, str]:

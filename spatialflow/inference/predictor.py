@@ -16,9 +16,13 @@ from detectron2.data import transforms as T
 from detectron2.structures import Instances
 from detectron2.utils.visualizer import Visualizer
 
-from spatialflow.config import SPATIALFLOW_CLASS_COUNTS, class_count_is_unset, load_config
+from spatialflow.config import (
+    SPATIALFLOW_CLASS_COUNTS,
+    check_device,
+    class_count_is_unset,
+    load_config,
+)
 from spatialflow.data import Categories, PanopticMapper, dataset_categories, prepare_datasets
-from spatialflow.engine.setup import check_device
 
 from . import load_model
 

@@ -7,29 +7,23 @@ in COCO, and the stuff labels as a PNG. Nothing of it is pickled.
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable
 from dataclasses import dataclass
-from pathlib import Path
 
 import cv2
 import numpy as np
 import torch
-from detectron2.evaluation import DatasetEvaluator
 from detectron2.structures import Boxes, Instances
-from detectron2.utils import comm
 from pycocotools import mask as mask_util
 from torch import Tensor
 
 from spatialflow.data.file_names import file_below
-from spatialflow.evaluation.ground_truth import PanopticGroundTruth
-from spatialflow.evaluation.unannotated import UnannotatedImages
-from spatialflow.modeling.panoptic import Merge, most_likely_labels
+from spatialflow.modeling.panoptic import Merge
+from spatialflow.utils.files import read_json, write_json
 
 FOLDER = "raw_outputs"
 INDEX = f"{FOLDER}.json"
-_TRUTH_KEYS = ("panoptic_root", "panoptic_json")
 
 
 def save_raw_output(path: str, instances: Instances, stuff_labels: Tensor) -> None:
@@ -116,20 +110,24 @@ class RawOutputs:
             ValueError: it is damaged, or its merge is not registered.
         """
         path = os.path.join(folder, INDEX)
+        index = read_json(path, "Index", "evaluate with TEST.SAVE_RAW_OUTPUTS True first")
         try:
-            index = json.loads(Path(path).read_bytes())
             files = {entry["image_id"]: entry["file_name"] for entry in index["images"]}
             for name in files.values():
                 file_below(folder, name)
             merge = Merge.from_dict(index["merge"])
             keys = ("categories", "thing_ids", "stuff_ids", "truth")
             return cls(folder, merge, *(index[k] for k in keys), files)
-        except FileNotFoundError as e:
-            raise FileNotFoundError(
-                f"{path} is not there; evaluate with TEST.SAVE_RAW_OUTPUTS True first."
-            ) from e
         except (ValueError, KeyError, TypeError) as e:
             raise ValueError(f"{path} is no index of raw outputs: {type(e).__name__}: {e}") from e
+
+    def save(self) -> None:
+        """Write the index."""
+        images = [{"image_id": i, "file_name": name} for i, name in self.files.items()]
+        keys = ("categories", "thing_ids", "stuff_ids", "truth")
+        content = {"merge": self.merge.as_dict(), **{k: getattr(self, k) for k in keys}}
+        os.makedirs(self.folder, exist_ok=True)
+        write_json(os.path.join(self.folder, INDEX), {**content, "images": images})
 
     def load(self, image_id: Hashable) -> tuple[Instances, Tensor]:
         """Instances and stuff labels of an image; see :func:`load_raw_output`."""
@@ -144,57 +142,3 @@ class RawOutputs:
             ids = self.thing_ids if s["isthing"] else self.stuff_ids
             s["category_id"] = ids[s["category_id"]]
         return id_map.numpy(), segments
-
-
-class RawOutputWriter(DatasetEvaluator):
-    """Writes the raw outputs of a model with both segmentation branches; measures nothing."""
-
-    def __init__(
-        self,
-        output_dir: str,
-        dataset: PanopticGroundTruth | UnannotatedImages,
-        merge: Merge,
-    ):
-        """
-        Args:
-            output_dir: where the index and the folder of the raw outputs go.
-            dataset: what the images belong to.
-            merge: the model's.
-        """
-        self._output_dir = output_dir
-        self._categories = dataset.categories
-        self._file_names = dataset.png_names
-        self._truth = {
-            k: os.path.abspath(dataset.files[k]) for k in _TRUTH_KEYS if k in dataset.files
-        }
-        self._merge = merge
-        self.reset()
-
-    def reset(self) -> None:
-        self._written: list[dict] = []
-
-    def process(self, inputs: Sequence[Mapping], outputs: Sequence[Mapping]) -> None:
-        """Write a batch: inputs with ``image_id``, outputs with ``instances`` and ``sem_seg``."""
-        for image, output in zip(inputs, outputs, strict=True):
-            stem = os.path.splitext(self._file_names[image["image_id"]])[0]
-            file_name = file_below(FOLDER, f"{stem}.npz")
-            labels = most_likely_labels(output["sem_seg"])
-            save_raw_output(os.path.join(self._output_dir, file_name), output["instances"], labels)
-            self._written.append({"image_id": image["image_id"], "file_name": file_name})
-
-    def evaluate(self) -> None:
-        """Write the index, in the main process."""
-        parts = comm.gather(self._written)
-        if not comm.is_main_process():
-            return
-        content = {
-            "merge": self._merge.as_dict(),
-            "categories": self._categories.as_json(),
-            "thing_ids": [c.id for c in self._categories.things],
-            "stuff_ids": [c.id for c in self._categories.stuff],
-            "truth": self._truth,
-            "images": [entry for part in parts for entry in part],
-        }
-        os.makedirs(self._output_dir, exist_ok=True)
-        with open(os.path.join(self._output_dir, INDEX), "w") as f:
-            json.dump(content, f)

@@ -32,20 +32,22 @@ import numpy as np
 from tqdm import tqdm
 
 from spatialflow.data.categories import Categories
-from spatialflow.data.coco_panoptic import read_panoptic_json
 from spatialflow.data.targets import index_map, read_panoptic_png
 from spatialflow.errors import exit_on_user_error, reading_user_input
 from spatialflow.evaluation.panoptic_quality import (
     GROUPS,
     PanopticCounts,
     SegmentMatches,
+    class_qualities,
+    match_overlaps,
     match_segments,
+    of_one_class,
+    segment_overlaps,
 )
-from spatialflow.evaluation.tables import table
-from spatialflow.saved.folders import ImagePair, PanopticFolder
+from spatialflow.saved.predictions import ImagePair, PanopticFolder, read_pairs
 from spatialflow.saved.raw_outputs import INDEX, RawOutputs
-from spatialflow.saved.results_file import read_panoptic_results
 from spatialflow.utils.parallel import in_parallel
+from spatialflow.utils.text import table
 
 from .score import add_input_arguments, ground_truth_of, predictions_of, refuse_overwriting_inputs
 
@@ -62,7 +64,7 @@ def explain(
 ) -> dict:
     """Put each kind of mistake right and say what PQ would be; see the module's docstring.
 
-    Images without prediction count as in :func:`spatialflow.saved.folders.score_folder`.
+    Images without prediction count as in :func:`spatialflow.evaluation.scoring.score_folder`.
 
     Args:
         predictions: results JSON and PNGs.
@@ -80,21 +82,18 @@ def explain(
         FileNotFoundError, ValueError: a file is missing or damaged, or an image has a prediction
             and no raw output.
     """
-    content = read_panoptic_json(truth.json)
-    classes = (categories or Categories.from_json(content["categories"])).as_json()
-    predicted = {p["image_id"]: p for p in read_panoptic_results(predictions.json)}
+    paired = read_pairs(predictions, truth, categories)
+    classes = paired.categories.as_json()
+    predicted = [p.truth["image_id"] for p in paired.pairs if p.predicted] + paired.extra
     lost = [i for i in predicted if raw is not None and i not in raw.files]
     if lost:
         raise ValueError(f"{raw.folder} has no raw output of image {lost[0]!r}.")
-    tasks = [ImagePair(a, predicted.get(a["image_id"])) for a in content["annotations"]]
-    one = partial(
-        _explain_image,
-        roots=(predictions.root, truth.root),
-        raw=raw,
-        categories=classes,
-    )
+    one = partial(_explain_image, raw=raw, categories=classes)
     tables = tqdm(
-        in_parallel(one, tasks, workers), total=len(tasks), unit="image", disable=not progress
+        in_parallel(one, paired.pairs, workers),
+        total=len(paired.pairs),
+        unit="image",
+        disable=not progress,
     )
     actual, right_classes, best = sum(tables)
     isthing = np.array([bool(c["isthing"]) for c in classes])
@@ -129,29 +128,25 @@ def _pq(table: np.ndarray) -> float:
     """In percent; 100 for a class without any segment, NaN without classes."""
     if not len(table):
         return float("nan")
-    iou, tp, fp, fn = table.T
-    total = tp + 0.5 * fp + 0.5 * fn
-    quality = np.divide(iou, total, out=np.ones(len(table)), where=total > 0)
-    return 100 * float(quality.mean())
+    qualities, occurs = class_qualities(table)
+    return 100 * float(np.where(occurs, qualities[:, 0], 1).mean())
 
 
-def _explain_image(
-    pair: ImagePair, roots: tuple[str, str], raw: RawOutputs | None, categories: list[dict]
-) -> np.ndarray:
+def _explain_image(pair: ImagePair, raw: RawOutputs | None, categories: list[dict]) -> np.ndarray:
     """(3, C, 4) counts: as predicted, with right classes, of the best merge (0 without)."""
-    png = os.path.join(roots[1], pair.truth["file_name"])
-    truth, segments = read_panoptic_png(png), pair.truth["segments_info"]
+    truth, segments = read_panoptic_png(pair.truth_png), pair.truth["segments_info"]
     if pair.predicted is None:
         missed = match_segments(np.zeros_like(truth), [], truth, segments)
         return np.stack([_table(missed, categories)] * 3)
-    predicted_png = os.path.join(roots[0], pair.predicted["file_name"])
-    id_map, predicted = read_panoptic_png(predicted_png), pair.predicted["segments_info"]
+    id_map, predicted = read_panoptic_png(pair.png), pair.predicted["segments_info"]
     try:
-        actual = match_segments(id_map, predicted, truth, segments)
-        relabelled = with_right_classes(id_map, predicted, truth, segments)
-        tables = [_table(m, categories) for m in (actual, relabelled)]
+        shared = segment_overlaps(id_map, predicted, truth, segments)
+        relabelled = with_right_classes(shared, predicted, segments)
+        tables = [
+            _table(match_overlaps(shared, p, segments), categories) for p in (predicted, relabelled)
+        ]
     except ValueError as e:
-        raise ValueError(f"{predicted_png} against {png}: {e}.") from e
+        raise ValueError(f"{pair.png} against {pair.truth_png}: {e}.") from e
     if raw is None:
         return np.stack([*tables, np.zeros_like(tables[0])])
     instances, labels = raw.load(pair.predicted["image_id"])
@@ -159,7 +154,7 @@ def _explain_image(
         instances.pred_masks.numpy(),
         np.array(raw.thing_ids)[instances.pred_classes.numpy()],
         np.array(raw.stuff_ids)[labels.numpy()],
-        index_map(truth, segments, png),
+        index_map(truth, segments, pair.truth_png),
         segments,
         frozenset(raw.thing_ids),
     )
@@ -170,19 +165,19 @@ def _explain_image(
 
 
 def with_right_classes(
-    id_map: np.ndarray, predicted: Sequence[dict], truth: np.ndarray, segments: Sequence[dict]
-) -> SegmentMatches:
-    """Match as :func:`match_segments` after predictions took the class of what they meet."""
-    one_class = match_segments(
-        id_map,
-        [{**s, "category_id": 0} for s in predicted],
-        truth,
-        [{**s, "category_id": 0} for s in segments],
-    )
+    shared: np.ndarray, predicted: Sequence[dict], segments: Sequence[dict]
+) -> list[dict]:
+    """The predicted segments, those that meet a segment of another class with its class.
+
+    Args:
+        shared: see :func:`match_overlaps`.
+        predicted, segments: the segment lists of prediction and ground truth.
+    """
+    met = match_overlaps(shared, of_one_class(predicted), of_one_class(segments))
     relabelled = list(predicted)
-    for g, p in zip(one_class.gt_index, one_class.pred_index, strict=True):
+    for g, p in zip(met.gt_index, met.pred_index, strict=True):
         relabelled[p] = {**predicted[p], "category_id": segments[g]["category_id"]}
-    return match_segments(id_map, relabelled, truth, segments)
+    return relabelled
 
 
 def best_merge(

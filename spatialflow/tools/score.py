@@ -12,9 +12,13 @@ from concurrent.futures.process import BrokenProcessPool
 
 from spatialflow.data.categories import Categories
 from spatialflow.evaluation.bootstrap import bootstrap_intervals
-from spatialflow.evaluation.tables import format_results, table, without_nan, write_csv
+from spatialflow.evaluation.scoring import Score, score_folder
+from spatialflow.evaluation.tables import format_results, write_csv
 from spatialflow.paths import refuse_overwriting
-from spatialflow.saved.folders import PanopticFolder, Score, score_folder
+from spatialflow.saved.dataset import DATASET_JSON, SavedDataset
+from spatialflow.saved.predictions import PREDICTIONS_JSON, PanopticFolder
+from spatialflow.utils.files import without_nan
+from spatialflow.utils.text import table
 
 _EPILOG = """
 Examples:
@@ -87,7 +91,7 @@ def predictions_of(args: argparse.Namespace) -> PanopticFolder:
     """The predictions that :func:`add_input_arguments` asks for."""
     path = args.predictions
     if os.path.isdir(path):
-        path = os.path.join(path, "panoptic_predictions.json")
+        path = os.path.join(path, PREDICTIONS_JSON)
     return PanopticFolder(path, args.predictions_folder)
 
 
@@ -108,7 +112,7 @@ def refuse_overwriting_inputs(
     Raises:
         ValueError: see :func:`spatialflow.paths.refuse_overwriting`.
     """
-    dataset = os.path.join(args.predictions, "dataset.json")
+    dataset = os.path.join(args.predictions, DATASET_JSON)
     inputs = [predictions_of(args).json, truth.json, dataset, args.dataset, args.config_file]
     inputs += others
     refuse_overwriting(filter(None, outputs), filter(None, inputs), "output file")
@@ -123,7 +127,7 @@ def ground_truth_of(args: argparse.Namespace) -> tuple[str, PanopticFolder, Cate
         name = os.path.splitext(os.path.basename(args.json))[0]
         return name, PanopticFolder(args.json, args.panoptic), None
     if dataset is None:
-        dataset = os.path.join(args.predictions, "dataset.json")
+        dataset = os.path.join(args.predictions, DATASET_JSON)
         if not os.path.isfile(dataset):
             raise ValueError(
                 f"Which ground truth? {args.predictions} has no dataset.json; give --json with the "
@@ -142,15 +146,10 @@ def ground_truth_of(args: argparse.Namespace) -> tuple[str, PanopticFolder, Cate
 
 def _described(path: str) -> tuple[str, PanopticFolder, None]:
     try:
-        with open(path) as f:
-            content = json.load(f)
-        name, truth = content["name"], (content["panoptic_json"], content["panoptic_root"])
-    except (ValueError, KeyError, TypeError) as e:
-        raise ValueError(
-            f"{path} does not describe a dataset by name, panoptic_json and panoptic_root: {e!r}. "
-            "For a panoptic JSON, use --json."
-        ) from e
-    return name, PanopticFolder(*truth), None
+        dataset = SavedDataset.open(path)
+    except ValueError as e:
+        raise ValueError(f"{e} For a panoptic JSON, use --json.") from e
+    return dataset.name, dataset.truth, None
 
 
 def _report(

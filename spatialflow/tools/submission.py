@@ -21,15 +21,14 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from spatialflow.checkpoint.checkpointer import atomic_write
 from spatialflow.data.targets import read_panoptic_png
 from spatialflow.errors import exit_on_user_error, reading_user_input
 from spatialflow.evaluation.cityscapes import write_instances, write_labels
+from spatialflow.saved.dataset import DATASET_JSON, SavedDataset
+from spatialflow.saved.predictions import PanopticFolder, check_segments, read_predictions_json
 from spatialflow.saved.raw_outputs import RawOutputs
-from spatialflow.saved.results_file import check_segments, read_panoptic_results
+from spatialflow.utils.files import atomic_write
 from spatialflow.utils.parallel import in_parallel
-
-_PREDICTIONS = "panoptic_predictions"
 
 
 def pack_panoptic(folder: str, name: str, out: str, workers: int = 1) -> int:
@@ -49,13 +48,15 @@ def pack_panoptic(folder: str, name: str, out: str, workers: int = 1) -> int:
         ValueError: images are not predicted or unknown, or a PNG does not fit its segments, its
             image or the categories.
     """
-    path = os.path.join(folder, f"{_PREDICTIONS}.json")
-    annotations, images = read_panoptic_results(path), _images(folder)
+    images = _images(folder)
+    predictions = PanopticFolder.of_evaluation(folder)
+    content = read_predictions_json(predictions.json)
+    annotations = content["annotations"]
     _check_images({a["image_id"] for a in annotations}, images, folder)
-    category_ids = {c["id"] for c in _read_json(path)["categories"]}
+    category_ids = {c["id"] for c in content["categories"]}
     for annotation in annotations:
-        check_segments(path, annotation, category_ids)
-    check = partial(_check_map, root=os.path.join(folder, _PREDICTIONS))
+        check_segments(predictions.json, annotation, category_ids)
+    check = partial(_check_map, predictions=predictions)
     tasks = [(a, images[a["image_id"]]) for a in annotations]
     pngs = list(_progress(in_parallel(check, tasks, workers), len(tasks)))
     with _new_zip(out) as archive:
@@ -113,9 +114,7 @@ def _new_zip(path: str) -> Iterator[zipfile.ZipFile]:
 
 def _images(folder: str) -> dict[Hashable, dict]:
     """Images that must be predicted, from the JSON of the dataset, by id."""
-    dataset = _read_json(os.path.join(folder, "dataset.json"))
-    path = dataset.get("images_json") or dataset["panoptic_json"]
-    return {image["id"]: image for image in _read_json(path)["images"]}
+    return SavedDataset.open(os.path.join(folder, DATASET_JSON)).images()
 
 
 def _check_images(predicted: set, images: Mapping[Hashable, dict], folder: str) -> None:
@@ -128,10 +127,10 @@ def _check_images(predicted: set, images: Mapping[Hashable, dict], folder: str) 
         )
 
 
-def _check_map(task: tuple[dict, dict], root: str) -> tuple[str, str]:
+def _check_map(task: tuple[dict, dict], predictions: PanopticFolder) -> tuple[str, str]:
     """Path of a PNG that fits its segments and image, and its name."""
     annotation, image = task
-    path = os.path.join(root, annotation["file_name"])
+    path = predictions.png(annotation)
     id_map = read_panoptic_png(path)
     _check_size(id_map.shape, image, path)
     segments = annotation["segments_info"]
@@ -153,17 +152,6 @@ def _plain(annotation: Mapping) -> dict:
     segments = [{k: s[k] for k in ("id", "category_id")} for s in annotation["segments_info"]]
     kept = {k: annotation[k] for k in ("image_id", "file_name")}
     return kept | {"segments_info": segments}
-
-
-def _read_json(path: str) -> dict:
-    try:
-        return json.loads(Path(path).read_bytes())
-    except FileNotFoundError as e:
-        raise FileNotFoundError(
-            f"{path} is not there; evaluate with TEST.SAVE_PREDICTIONS True first."
-        ) from e
-    except ValueError as e:
-        raise ValueError(f"{path} is not valid JSON: {e}") from e
 
 
 def _progress(items: Iterable, total: int) -> Iterable:

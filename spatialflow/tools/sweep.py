@@ -19,15 +19,16 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from spatialflow.data.coco_panoptic import read_panoptic_json
+from spatialflow.data.categories import Categories
 from spatialflow.data.targets import read_panoptic_png
 from spatialflow.errors import exit_on_user_error, reading_user_input
 from spatialflow.evaluation.panoptic_quality import GROUPS, PanopticCounts, match_segments
-from spatialflow.evaluation.tables import table
 from spatialflow.modeling.panoptic import Merge
 from spatialflow.paths import refuse_overwriting
+from spatialflow.saved.predictions import read_truth_json
 from spatialflow.saved.raw_outputs import INDEX, RawOutputs, load_raw_output
 from spatialflow.utils.parallel import in_parallel
+from spatialflow.utils.text import table
 
 SWEPT = {
     "score_thresh": "MODEL.PANOPTIC_FPN.COMBINE.INSTANCES_CONFIDENCE_THRESH",
@@ -106,7 +107,8 @@ def tasks_of(raw: RawOutputs) -> list[Task]:
     if not raw.truth:
         raise ValueError(f"The raw outputs in {raw.folder} are of images without ground truth.")
     path = raw.truth["panoptic_json"]
-    annotations = {a["image_id"]: a for a in read_panoptic_json(path)["annotations"]}
+    content, _ = read_truth_json(path, Categories.from_json(raw.categories))
+    annotations = {a["image_id"]: a for a in content["annotations"]}
     lost = [i for i in raw.files if i not in annotations]
     if lost:
         raise ValueError(f"{path} does not annotate image {lost[0]!r}, of which there is output.")

@@ -8,9 +8,9 @@ import torch
 from detectron2.utils import comm
 from tiny_runs import CONFIG, tiny_overrides
 
-from spatialflow.config import load_config
+from spatialflow.config import check_device, load_config
 from spatialflow.engine import Trainer
-from spatialflow.engine.setup import argument_parser, check_device, check_schedule, setup
+from spatialflow.engine.setup import argument_parser, check_schedule, setup
 
 
 def config(*overrides):

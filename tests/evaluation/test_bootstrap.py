@@ -8,7 +8,7 @@ import pytest
 from panoptic_scenes import CATEGORIES, random_image
 
 from spatialflow.evaluation import PanopticCounts, bootstrap_intervals, match_segments
-from spatialflow.saved.folders import ImageCounts
+from spatialflow.evaluation.scoring import ImageCounts
 
 METRICS = [k + s for s in ("", "_th", "_st") for k in ("PQ", "SQ", "RQ")]
 

@@ -4,7 +4,6 @@ import csv
 import math
 
 from spatialflow.evaluation import format_comparison, format_results, write_csv
-from spatialflow.evaluation.tables import without_nan
 
 
 def test_tables():
@@ -64,10 +63,3 @@ def test_csv_has_a_row_a_number(tmp_path):
     with open(path, newline="") as f:
         rows = [row[3:] for row in csv.reader(f)]
     assert rows == [["value", "low", "high"], [repr(1 / 3), "0.25", ""], [""] * 3, ["2", "", ""]]
-
-
-def test_nan_becomes_none_everywhere():
-    assert without_nan({"a": {"b": math.nan, "c": [1.0, math.nan]}, "d": "x"}) == {
-        "a": {"b": None, "c": [1.0, None]},
-        "d": "x",
-    }

@@ -15,11 +15,11 @@ from tiny_runs import tiny_config
 
 from spatialflow.engine import Trainer
 from spatialflow.evaluation import PanopticGroundTruth
+from spatialflow.evaluation.raw_outputs import RawOutputWriter
 from spatialflow.modeling.panoptic import HeuristicMerge
 from spatialflow.saved.raw_outputs import (
     INDEX,
     RawOutputs,
-    RawOutputWriter,
     load_raw_output,
     save_raw_output,
 )

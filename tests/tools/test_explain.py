@@ -10,7 +10,7 @@ from panoptic_scenes import CATEGORIES, segment, write_panoptic
 from panopticapi.utils import id2rgb
 from raw_scenes import evaluate_noisy
 
-from spatialflow.saved.folders import PanopticFolder
+from spatialflow.saved.predictions import PanopticFolder
 from spatialflow.saved.raw_outputs import RawOutputs
 from spatialflow.tools.explain import MISTAKES, as_text, best_merge, explain, main
 

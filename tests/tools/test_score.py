@@ -11,7 +11,9 @@ from panoptic_scenes import CATEGORIES, random_image, segment, write_panoptic, w
 from panopticapi.evaluation import pq_compute
 
 from spatialflow.data import Categories
-from spatialflow.saved.folders import PanopticFolder, score_folder
+from spatialflow.evaluation.scoring import score_folder
+from spatialflow.saved.dataset import SavedDataset
+from spatialflow.saved.predictions import PanopticFolder
 from spatialflow.tools import score
 
 
@@ -211,8 +213,7 @@ def test_command_takes_a_saved_evaluation(random_folders, tmp_path, capsys):
     saved.mkdir()
     (saved / "panoptic_predictions").symlink_to(predictions.root)
     (saved / "panoptic_predictions.json").symlink_to(predictions.json)
-    dataset = {"name": "mine", "panoptic_json": truth.json, "panoptic_root": truth.root}
-    (saved / "dataset.json").write_text(json.dumps(dataset))
+    SavedDataset("mine", str(tmp_path), truth.root, truth.json).save(str(saved))
     assert score.main([str(saved), "--workers", "1"]) == 0
     assert "mine, 24 images" in capsys.readouterr().out
     assert score.main([predictions.json, "--dataset", str(saved / "dataset.json")]) == 0

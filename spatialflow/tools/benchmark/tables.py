@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from spatialflow.utils.text import table
+
 
 def as_markdown(results: dict[str, Any]) -> str:
     """Tables of end-to-end times, stages and training, under a line on device and settings.
@@ -16,12 +18,6 @@ def as_markdown(results: dict[str, Any]) -> str:
     parts = [head, _end_to_end(results["end_to_end"]), _batches(results["batches"])]
     parts += [_stages(results), _merges(results["merges"]), _views(results), _training(results)]
     return "\n\n".join(part for part in parts if part) + "\n"
-
-
-def table(header: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table, numbers to the right of their columns."""
-    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _end_to_end(rows: list[dict]) -> str:
@@ -47,7 +43,7 @@ def _end_to_end(rows: list[dict]) -> str:
         "models as many detections, and as many over the threshold of the merge, as the columns "
         "say."
     )
-    return f"{table(header, lines)}\n\n{note}"
+    return f"{table(lines, header, left=1)}\n\n{note}"
 
 
 def _batches(rows: list[dict]) -> str:
@@ -61,7 +57,7 @@ def _batches(rows: list[dict]) -> str:
         ]
         for r in rows
     ]
-    return table(header, lines)
+    return table(lines, header, left=1)
 
 
 def _stages(results: dict[str, Any]) -> str:
@@ -86,7 +82,7 @@ def _stages(results: dict[str, Any]) -> str:
         f"and a copy moves {rates['bytes'] / 1e9:.1f} GB in a second here. MB is what the "
         "operators read and write when they run one by one, each whole tensor once."
     )
-    return f"{table(header, lines)}\n\n{note}"
+    return f"{table(lines, header, left=1)}\n\n{note}"
 
 
 def _merges(rows: list[dict]) -> str:
@@ -94,7 +90,7 @@ def _merges(rows: list[dict]) -> str:
     header = [f"merge of {first['instances']} instances, {first['height']}x{first['width']}"]
     header += ["ms, median [quartiles]", "speed ratio"]
     lines = [[r["name"], _milliseconds(r), f"{r['speed_ratio']:.1f}"] for r in rows]
-    return table(header, lines)
+    return table(lines, header, left=1)
 
 
 def _views(results: dict[str, Any]) -> str:
@@ -110,7 +106,7 @@ def _views(results: dict[str, Any]) -> str:
         ]
         for r in results["views"]
     ]
-    return table(header, lines)
+    return table(lines, header, left=1)
 
 
 def _training(results: dict[str, Any]) -> str:
@@ -129,7 +125,7 @@ def _training(results: dict[str, Any]) -> str:
         ]
         for r in results["training"]
     ]
-    return table(header, lines)
+    return table(lines, header, left=1)
 
 
 def _milliseconds(row: dict) -> str:

@@ -5,12 +5,10 @@ from __future__ import annotations
 import contextlib
 import glob
 import io
-import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 from cityscapesscripts.helpers.annotation import Annotation
@@ -22,8 +20,9 @@ from PIL import Image
 
 from spatialflow.data.categories import Categories
 from spatialflow.data.targets import read_panoptic_png
+from spatialflow.utils.files import read_json, replacing
 
-from .writer import Converted, Dataset, Job, replacing, require_files, write_dataset
+from .writer import Converted, Dataset, Job, require_files, write_dataset
 
 SPLITS = ("train", "val")
 _POLYGONS = "_gtFine_polygons.json"
@@ -119,7 +118,7 @@ def _panoptic(instances: str, split: str) -> Converted:
         shutil.copy(instances, city)
         convert2panoptic(folder, folder, setNames=[split])
         base = os.path.join(folder, f"cityscapes_panoptic_{split}")
-        content = json.loads(Path(f"{base}.json").read_bytes())
+        content = read_json(f"{base}.json")
         (image,), (annotation,) = content["images"], content["annotations"]
         ids = read_panoptic_png(os.path.join(base, annotation["file_name"]))
     return Converted(image, ids, annotation["segments_info"])

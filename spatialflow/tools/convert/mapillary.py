@@ -18,8 +18,9 @@ from spatialflow.data.categories import Categories, SegmentClass
 from spatialflow.data.coco_panoptic import is_segment_id, open_panoptic_json, read_categories
 from spatialflow.data.mapper import read_image
 from spatialflow.data.targets import measure_segments, read_panoptic_png
+from spatialflow.utils.files import replacing
 
-from .writer import Converted, Dataset, Job, replacing, require_files, write_dataset
+from .writer import Converted, Dataset, Job, require_files, write_dataset
 
 SPLITS = ("training", "validation")
 JSON_NAMES = {"v1.2": "panoptic_2018.json", "v2.0": "panoptic_2020.json"}

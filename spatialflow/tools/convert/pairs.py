@@ -8,7 +8,6 @@ thing without an instance is crowd or void, as ``uncovered`` says.
 
 from __future__ import annotations
 
-import json
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -22,6 +21,8 @@ from pycocotools import mask as mask_util
 
 from spatialflow.data.categories import Categories
 from spatialflow.paths import refuse_overwriting
+from spatialflow.utils.files import read_json
+from spatialflow.utils.text import name_some
 
 from .compose import NO_LABEL, Object, compose, majority_labels
 from .pngs import read_numbers, read_values
@@ -29,7 +30,6 @@ from .writer import (
     Converted,
     Dataset,
     Job,
-    first_of,
     image_entry,
     list_images,
     require_files,
@@ -94,7 +94,7 @@ def convert_pairs(pairs: Pairs, output: str, workers: int) -> Dataset:
 
 
 def _read_categories(pairs: Pairs) -> Categories:
-    content = _read_json(pairs.categories)
+    content = read_json(pairs.categories)
     if isinstance(content, dict):
         content = content.get("categories")
     if pairs.things is not None:
@@ -128,7 +128,7 @@ def _with_kinds(content: Any, things: Sequence[str], path: str) -> list[dict[str
 
 def _read_instances(path: str, names: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Of the images of a folder, by file name: their ``id`` and ``annotations`` in the JSON."""
-    content = _read_json(path)
+    content = read_json(path)
     try:
         file_of = {i["id"]: os.path.basename(i["file_name"]) for i in content["images"]}
         entries = {id_: {"id": id_, "annotations": []} for id_ in file_of}
@@ -145,23 +145,16 @@ def _read_instances(path: str, names: Sequence[str]) -> dict[str, dict[str, Any]
     unknown = [name for name in names if not count[name]]
     if unknown:
         raise ValueError(
-            f"{path}: 'images' does not list {first_of(unknown)} of the image folder. Add the "
+            f"{path}: 'images' does not list {name_some(unknown, 1)} of the image folder. Add the "
             "image, without annotations if it has none, or move the file."
         )
     twice = [name for name in names if count[name] > 1]
     if twice:
         raise ValueError(
-            f"{path}: 'images' lists {first_of(twice)} more than once; the name must tell an image."
+            f"{path}: 'images' lists {name_some(twice, 1)} more than once; the name must tell an "
+            "image."
         )
     return {file_of[id_]: entry for id_, entry in entries.items()}
-
-
-def _read_json(path: str) -> Any:
-    require_files([path], "JSON", "Give its path.")
-    try:
-        return json.loads(Path(path).read_bytes())
-    except ValueError as e:
-        raise ValueError(f"{path} is not valid JSON: {e}") from e
 
 
 def _job(pairs: Pairs, name: str, entry: dict[str, Any], categories: Categories) -> Job:

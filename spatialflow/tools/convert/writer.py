@@ -11,9 +11,8 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -27,7 +26,9 @@ from tqdm import tqdm
 from spatialflow import __version__
 from spatialflow.data.categories import Categories
 from spatialflow.data.targets import measure_segments
+from spatialflow.utils.files import replacing, write_json
 from spatialflow.utils.parallel import in_parallel
+from spatialflow.utils.text import name_some
 
 _DIGEST, _ENTRY = "spatialflow-digest", "spatialflow-entry"  # keywords of the texts in a PNG
 
@@ -105,22 +106,9 @@ def write_dataset(
         "annotations": [e["annotation"] for e in entries],
         "categories": categories.as_json(),
     }
-    with replacing(dataset.panoptic_json) as path:
-        Path(path).write_text(json.dumps(content))
+    write_json(dataset.panoptic_json, content)
     for note, count in sum((Counter(e["notes"]) for e in entries), Counter()).items():
         print(f"{dataset.name}: {count} {note}.")
-
-
-@contextmanager
-def replacing(path: str) -> Iterator[str]:
-    """A name to write to, which becomes ``path`` when the block ends without an error."""
-    unfinished = f"{path}.unfinished"
-    try:
-        yield unfinished
-        os.replace(unfinished, path)
-    finally:
-        if os.path.exists(unfinished):
-            os.remove(unfinished)
 
 
 def image_entry(path: str) -> dict[str, Any]:
@@ -171,12 +159,7 @@ def require_files(paths: Sequence[str], kind: str, advice: str) -> None:
     """FileNotFoundError when files are missing, naming the first of them, and what to do."""
     missing = [p for p in paths if not os.path.isfile(p)]
     if missing:
-        raise FileNotFoundError(f"{kind} {first_of(missing)} is not there. {advice}")
-
-
-def first_of(names: Sequence[str]) -> str:
-    """The first of some names, and how many more there are, for a message."""
-    return names[0] + (f" (and {len(names) - 1} more)" if len(names) > 1 else "")
+        raise FileNotFoundError(f"{kind} {name_some(missing, 1)} is not there. {advice}")
 
 
 def _convert_one(job: Job, convert: Callable[[Job], Converted], folder: str) -> dict[str, Any]:

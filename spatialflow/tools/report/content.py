@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 import spatialflow
 from spatialflow.evaluation.panoptic_quality import GROUPS, PanopticCounts
+from spatialflow.utils.files import without_nan
 
 from .outcomes import NOTHING, Confusions, ImageOutcome, image_quality, match_images
 from .pictures import draw_image
@@ -37,7 +38,7 @@ def build_content(saved: SavedEvaluation, pictures: int, workers: int = 1) -> di
         FileNotFoundError, ValueError: a PNG is not there or does not fit its segments.
     """
     categories = [{"id": c.id, "isthing": int(c.isthing), "name": c.name} for c in saved.categories]
-    outcomes = match_images(saved.images, frozenset(c["id"] for c in categories), workers)
+    outcomes = match_images(saved.images, workers)
     total, qualities, confusions = PanopticCounts(categories), [], Counter()
     for outcome in outcomes:
         counts = PanopticCounts(categories)
@@ -64,7 +65,7 @@ def build_content(saved: SavedEvaluation, pictures: int, workers: int = 1) -> di
         "environment": saved.environment or collect_env_info(),
         "environment_of_run": saved.environment is not None,
     }
-    return _without_nan(content)
+    return without_nan(content)
 
 
 def best_and_worst(qualities: Sequence[float], number: int) -> tuple[list[int], list[int]]:
@@ -179,12 +180,3 @@ def _versions() -> dict[str, str]:
 
 def _class_numbers(saved: SavedEvaluation) -> dict[int, int]:
     return {c.id: i for i, c in enumerate(saved.categories)}
-
-
-def _without_nan(value: Any) -> Any:
-    """JSON has no NaN: what could not be measured becomes null."""
-    if isinstance(value, dict):
-        return {k: _without_nan(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_nan(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 from tqdm import tqdm
@@ -20,8 +19,9 @@ from spatialflow.data.targets import read_panoptic_png
 from spatialflow.evaluation.panoptic_quality import (
     PanopticCounts,
     SegmentMatches,
-    match_segments,
-    overlaps,
+    match_overlaps,
+    of_one_class,
+    segment_overlaps,
 )
 from spatialflow.utils.parallel import in_parallel
 
@@ -67,45 +67,35 @@ def read_maps(image: SavedImage) -> tuple[np.ndarray, np.ndarray]:
     return read_panoptic_png(image.truth_png), read_panoptic_png(image.png)
 
 
-def match_image(image: SavedImage, category_ids: frozenset[int]) -> ImageOutcome:
+def match_image(image: SavedImage) -> ImageOutcome:
     """Match the segments of one image.
 
     Args:
         image: its files are read here.
-        category_ids: those that segments may have.
 
     Raises:
         FileNotFoundError, ValueError: a file is not there, is no panoptic PNG or does not fit its
-            segment list; a category id is unknown.
+            segment list.
     """
     truth_map, pred_map = read_maps(image)
+    sides = image.segments, image.truth_segments
     try:
-        for side in (image.truth_segments, image.segments):
-            unknown = {s["category_id"] for s in side} - category_ids
-            if unknown:
-                raise ValueError(f"category ids that the dataset lacks: {sorted(unknown)}")
-        matches = match_segments(pred_map, image.segments, truth_map, image.truth_segments)
-        blind = match_segments(
-            pred_map,
-            _without_class(image.segments),
-            truth_map,
-            _without_class(image.truth_segments),
-        )
+        shared = segment_overlaps(pred_map, sides[0], truth_map, sides[1])
+        matches = match_overlaps(shared, *sides)
+        blind = match_overlaps(shared, *map(of_one_class, sides))
     except ValueError as e:
         raise ValueError(f"Ground truth {image.truth_png}, prediction {image.png}: {e}.") from e
     return ImageOutcome(matches, blind)
 
 
-def match_images(
-    images: Sequence[SavedImage], category_ids: frozenset[int], workers: int = 1
-) -> list[ImageOutcome]:
+def match_images(images: Sequence[SavedImage], workers: int = 1) -> list[ImageOutcome]:
     """Match the segments of all images in several processes, with a progress bar.
 
     Raises:
         OSError: a process died.
         FileNotFoundError, ValueError: see :func:`match_image`.
     """
-    outcomes = in_parallel(partial(match_image, category_ids=category_ids), images, workers)
+    outcomes = in_parallel(match_image, images, workers)
     try:
         return list(tqdm(outcomes, total=len(images), unit="image"))
     except BrokenProcessPool as e:
@@ -143,8 +133,7 @@ def describe_segments(
         ``iou`` with it; ``score`` of predicted things.
     """
     matches, blind = outcome.matches, outcome.blind
-    ids = [s["id"] for s in image.truth_segments], [s["id"] for s in image.segments]
-    shared = overlaps(truth_map, pred_map, *ids)
+    shared = segment_overlaps(pred_map, image.segments, truth_map, image.truth_segments)
     union = matches.gt_areas[:, None] + matches.pred_areas - shared[1:, 1:] - shared[0, 1:]
     iou = shared[1:, 1:] / union
     truth_states = np.where(blind.missed, "missed", "crowd").astype("<U8")
@@ -174,7 +163,3 @@ def _described(
             }
         )
     return described
-
-
-def _without_class(segments: list[dict]) -> list[dict]:
-    return [{**s, "category_id": 0} for s in segments]

@@ -12,7 +12,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from spatialflow.checkpoint.checkpointer import atomic_write
+from spatialflow.utils.files import atomic_write
 
 _SCRIPTS = ("common.js", "summary.js", "classes.js", "confusions.js", "images.js")
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from spatialflow.data.mapper import read_image
 from spatialflow.data.targets import index_map
+from spatialflow.utils.runs import runs
 
 from .outcomes import ImageOutcome, describe_segments, read_maps
 from .saved import SavedImage
@@ -56,10 +57,7 @@ def encode_runs(index: np.ndarray) -> str:
         Pairs of little-endian 16-bit numbers, value and length, along the rows; no run crosses the
         end of a row.
     """
-    begins = np.ones(index.shape, bool)
-    np.not_equal(index[:, 1:], index[:, :-1], out=begins[:, 1:])
-    starts = np.flatnonzero(begins)
-    lengths = np.diff(starts, append=index.size)
+    starts, lengths = runs(index)
     pairs = np.stack([index.ravel()[starts], lengths], axis=1).astype("<u2")
     return base64.b64encode(pairs.tobytes()).decode()
 

@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable
 from dataclasses import dataclass
 from datetime import datetime
 from operator import itemgetter
 from pathlib import Path
-from typing import Any
 
 import yaml
 from detectron2.data import DatasetCatalog
 
-from spatialflow.data.categories import Categories, Category
-from spatialflow.data.coco_panoptic import read_panoptic_json
-from spatialflow.data.file_names import file_below, is_file_below, outside
+from spatialflow.data.categories import Category
+from spatialflow.data.file_names import file_below
 from spatialflow.data.register import find_panoptic_files
+from spatialflow.saved.dataset import DATASET_JSON, SavedDataset
+from spatialflow.saved.predictions import PREDICTIONS_JSON, Pairs, PanopticFolder, read_pairs
+from spatialflow.utils.files import read_json
 
 _SAVE = "run train_net.py with --eval-only and TEST.SAVE_PREDICTIONS True to write them"
-_DATASET = {"name": str, "image_root": str, "panoptic_root": str, "panoptic_json": str}
-_ANNOTATION = {"image_id": (int, str), "file_name": str, "segments_info": list}
-_SEGMENT = {"id": int, "category_id": int}
 _ENVIRONMENT = re.compile(r"Environment info:\n(.*?)(?=\n\[\d\d/\d\d |\Z)", re.S)
 _LOG_BYTES = 50_000_000
 """Of a log longer than this, the end is read; evaluations are at the end."""
@@ -98,36 +95,33 @@ def read_saved(folder: str, dataset: str | None = None) -> SavedEvaluation:
         ValueError: a file is not what it should be, or there are several datasets and no name.
     """
     home = _find(Path(folder), dataset)
-    dataset_json = home / "dataset.json"
-    info = _read_json(dataset_json)
-    _require(info, _DATASET, dataset_json)
-    truth = read_panoptic_json(info["panoptic_json"])
-    try:
-        categories = Categories.from_json(truth["categories"])
-    except ValueError as e:
-        raise ValueError(f"{info['panoptic_json']}: {e}") from e
-    predictions = home / "panoptic_predictions.json"
+    dataset_json = home / DATASET_JSON
+    described = SavedDataset.open(str(dataset_json))
+    predictions = PanopticFolder.of_evaluation(str(home))
+    truth = described.truth
+    pairs = read_pairs(predictions, truth)
+    categories = pairs.categories
     results, config, log = (Path(folder) / n for n in ("results.json", "config.yaml", "log.txt"))
     return SavedEvaluation(
-        name=info["name"],
+        name=described.name,
         categories=[*categories.things, *(c for c in categories.stuff if not c.isthing)],
-        images=_images(predictions, truth, info),
-        annotated=len(truth["annotations"]),
-        date=datetime.fromtimestamp(predictions.stat().st_mtime).astimezone(),
-        results=_results(results, info["name"]),
+        images=_images(described, predictions.json, pairs),
+        annotated=len(pairs.pairs),
+        date=datetime.fromtimestamp(os.stat(predictions.json).st_mtime).astimezone(),
+        results=_results(results, described.name),
         config=_text(config),
         environment=_last_environment(log),
-        documents=(dataset_json, info["panoptic_json"], predictions, results, config, log),
+        documents=(dataset_json, truth.json, predictions.json, results, config, log),
     )
 
 
 def _find(folder: Path, dataset: str | None) -> Path:
     if not folder.is_dir():
         raise FileNotFoundError(f"The folder {folder} is not there; give the run's OUTPUT_DIR.")
-    saved = sorted(p.parent for p in folder.glob("inference/*/panoptic_predictions.json"))
+    saved = sorted(p.parent for p in folder.glob(f"inference/*/{PREDICTIONS_JSON}"))
     if not saved:
         raise FileNotFoundError(
-            f"{folder} has no inference/<dataset>/panoptic_predictions.json, so there are no saved "
+            f"{folder} has no inference/<dataset>/{PREDICTIONS_JSON}, so there are no saved "
             f"predictions to report on; {_SAVE}."
         )
     names = [p.name for p in saved]
@@ -138,75 +132,48 @@ def _find(folder: Path, dataset: str | None) -> Path:
     return saved[names.index(dataset) if dataset else 0]
 
 
-def _images(predictions: Path, truth: dict, info: dict[str, str]) -> list[SavedImage]:
-    content = _read_json(predictions)
-    _require(content, {"annotations": list}, predictions)
-    if not content["annotations"]:
-        raise ValueError(f"{predictions} has no annotations: nothing was evaluated.")
-    known = info["name"] in DatasetCatalog
-    image_file = find_panoptic_files(info["name"]).image_file if known else itemgetter("file_name")
-    files = {image["id"]: image_file(image) for image in truth["images"]}
-    annotated = {a["image_id"]: a for a in truth["annotations"]}
+def _images(dataset: SavedDataset, predictions_json: str, pairs: Pairs) -> list[SavedImage]:
+    predicted = [pair for pair in pairs.pairs if pair.predicted]
+    unknown = pairs.extra + [
+        i for pair in predicted if (i := pair.truth["image_id"]) not in pairs.images
+    ]
+    if unknown:
+        raise ValueError(
+            f"{predictions_json} has a prediction for image {unknown[0]!r}, which "
+            f"{dataset.panoptic_json} does not annotate."
+        )
+    if not predicted:
+        raise ValueError(f"{predictions_json} has no annotations: nothing was evaluated.")
+    known = dataset.name in DatasetCatalog
+    image_file = find_panoptic_files(dataset.name).image_file if known else itemgetter("file_name")
     images = []
-    for entry in content["annotations"]:
-        _require_annotation(entry, predictions)
-        image_id = entry["image_id"]
-        if image_id not in annotated or image_id not in files:
-            raise ValueError(
-                f"{predictions} has a prediction for image {image_id!r}, which "
-                f"{info['panoptic_json']} does not annotate."
-            )
-        annotation = annotated[image_id]
-        _require_annotation(annotation, info["panoptic_json"])
+    for pair in predicted:
+        image_id = pair.truth["image_id"]
         images.append(
             SavedImage(
                 image_id=image_id,
-                file_name=file_below(info["image_root"], files[image_id]),
-                truth_png=os.path.join(info["panoptic_root"], annotation["file_name"]),
-                truth_segments=annotation["segments_info"],
-                png=str(predictions.with_suffix("") / entry["file_name"]),
-                segments=entry["segments_info"],
+                file_name=file_below(dataset.image_root, image_file(pairs.images[image_id])),
+                truth_png=pair.truth_png,
+                truth_segments=pair.truth["segments_info"],
+                png=pair.png,
+                segments=pair.predicted["segments_info"],
             )
         )
     return images
 
 
 def _results(path: Path, name: str) -> dict[str, dict[str, float | None]]:
-    results = _read_json(path).get(name, {}) if path.exists() else {}
-    for task in results:
-        _require(results, {task: dict}, path)
-        _require(results[task], dict.fromkeys(results[task], (int, float, type(None))), path)
-    return results
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_bytes())
-    except FileNotFoundError as e:
-        raise FileNotFoundError(f"{path} is not there; {_SAVE}.") from e
-    except (ValueError, RecursionError) as e:
-        raise ValueError(f"{path} is not valid JSON: {e}") from e
+    content = read_json(path) if path.exists() else {}
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__} where an object is expected.")
-    return content
-
-
-def _require_annotation(annotation: Any, path: str | Path) -> None:
-    _require(annotation, _ANNOTATION, path)
-    if not is_file_below(annotation["file_name"]):
-        raise ValueError(f"{path}: {outside(annotation['file_name'])}.")
-    for segment in annotation["segments_info"]:
-        _require(segment, _SEGMENT, path)
-        if "score" in segment:
-            _require(segment, {"score": (int, float)}, path)
-
-
-def _require(entry: Any, fields: Mapping[str, type | tuple[type, ...]], path: str | Path) -> None:
-    for key, kind in fields.items():
-        if not isinstance(entry, dict) or key not in entry:
-            raise ValueError(f"{path}: there is no {key!r} in {entry}"[:500])
-        if not isinstance(entry[key], kind):
-            raise ValueError(f"{path}: {key!r} cannot be {entry[key]!r}"[:500])
+    results = content.get(name, {})
+    for task, metrics in results.items():
+        if not isinstance(metrics, dict):
+            raise ValueError(f"{path}: {task!r} cannot be {metrics!r}"[:500])
+        for metric, value in metrics.items():
+            if not isinstance(value, int | float | None):
+                raise ValueError(f"{path}: {metric!r} cannot be {value!r}"[:500])
+    return results
 
 
 def _text(path: Path) -> str | None:

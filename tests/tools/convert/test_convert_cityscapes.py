@@ -184,7 +184,7 @@ def test_an_unknown_label_is_named(root):
     message = r"munster_000000_000019_gtFine_polygons.json cannot be .*Label 'unicorn' not known"
     with pytest.raises(ValueError, match=message):
         convert(root, ["val"])
-    assert not list((root / "gtFine" / "val" / "munster").glob("*.unfinished*"))
+    assert not list((root / "gtFine" / "val" / "munster").glob("*.partial*"))
 
 
 def test_a_damaged_annotation_is_named(root):

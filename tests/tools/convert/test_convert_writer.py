@@ -18,7 +18,6 @@ from spatialflow.tools.convert.writer import (
     Dataset,
     Job,
     image_entry,
-    replacing,
     write_dataset,
 )
 
@@ -162,17 +161,6 @@ def test_a_worker_that_dies_is_reported(dataset):
     write(dataset)
     assert set(converted(dataset)) == {f"{i}.png" for i in range(6)} - set(finished)
     assert problems(dataset) == set()
-
-
-def test_a_file_appears_when_it_is_complete(tmp_path):
-    path = tmp_path / "file"
-    path.write_text("old")
-    with pytest.raises(ZeroDivisionError), replacing(str(path)) as unfinished:
-        with open(unfinished, "w") as f:
-            f.write("half")
-        raise ZeroDivisionError
-    assert path.read_text() == "old"
-    assert os.listdir(tmp_path) == ["file"]
 
 
 def test_compose_by_hand():

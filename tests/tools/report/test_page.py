@@ -58,7 +58,7 @@ def test_picture_is_reduced_and_keeps_its_segments(tmp_path, saved):
     png, segments = str(tmp_path / "map.png"), [{"id": 7, "category_id": 9}]
     image = replace(image, truth_png=png, png=png, truth_segments=segments, segments=segments)
     image = replace(image, file_name=str(tmp_path / "photo.jpg"))
-    drawn = draw_image(image, match_image(image, IDS), {9: 2})
+    drawn = draw_image(image, match_image(image), {9: 2})
     assert (drawn["width"], drawn["height"]) == (MAX_SIDE // 2, MAX_SIDE)
     index = decode_runs(drawn["truth"]["runs"], MAX_SIDE // 2)
     assert (index[: MAX_SIDE // 2] == 1).all() and not index[MAX_SIDE // 2 :].any()
@@ -69,7 +69,7 @@ def test_picture_is_reduced_and_keeps_its_segments(tmp_path, saved):
 
 def test_image_file_that_cannot_be_read(tmp_path, saved):
     image = replace(saved.images[0], file_name=str(tmp_path / "absent.jpg"))
-    outcome = match_image(image, IDS)
+    outcome = match_image(image)
     numbers = {i: n for n, i in enumerate(IDS)}
     assert draw_image(image, outcome, numbers)["photo"] is None
     (tmp_path / "absent.jpg").write_text("no image")

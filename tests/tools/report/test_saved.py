@@ -65,15 +65,7 @@ def test_several_datasets(own_results):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda c: c.pop("annotations"), "there is no 'annotations'"),
         (lambda c: c.update(annotations=[]), "nothing was evaluated"),
-        (lambda c: c["annotations"][0].pop("segments_info"), "there is no 'segments_info'"),
-        (lambda c: c["annotations"][0]["segments_info"][0].pop("id"), "there is no 'id'"),
-        (lambda c: c.update(annotations=3), "'annotations' cannot be 3"),
-        (lambda c: c["annotations"].append("x"), "there is no 'image_id' in x"),
-        (lambda c: c["annotations"][0].update(image_id=[]), r"'image_id' cannot be \[\]"),
-        (lambda c: c["annotations"][0]["segments_info"][2].update(score="x"), "'score' cannot"),
-        (lambda c: c["annotations"][0].update(file_name="../x.png"), "'../x.png' is not below"),
         (lambda c: c["annotations"][0].update(image_id=7), "image 7, which .*panoptic.json does"),
     ],
 )

@@ -7,7 +7,6 @@ order of the ground truth, so that the numbers do not depend on how many process
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,41 +16,17 @@ import numpy as np
 from tqdm import tqdm
 
 from spatialflow.data.categories import Categories
-from spatialflow.data.coco_panoptic import read_panoptic_json
 from spatialflow.data.targets import read_panoptic_png
-from spatialflow.evaluation.panoptic_quality import PanopticCounts, match_segments
+from spatialflow.saved.predictions import ImagePair, PanopticFolder, read_pairs
 from spatialflow.utils.parallel import in_parallel
+from spatialflow.utils.text import name_some
 
-from .results_file import check_segments, read_panoptic_results
+from .panoptic_quality import PanopticCounts, match_segments
 
 logger = logging.getLogger(__name__)
 
 _maps: list[np.ndarray | None] = [None, None]
 """The last two maps that this process has read, to be overwritten by the next two."""
-
-
-@dataclass(frozen=True)
-class PanopticFolder:
-    """A panoptic JSON and the folder of its PNGs; by default the JSON's name without ".json"."""
-
-    json: str
-    root: str = ""
-
-    def __post_init__(self) -> None:
-        if not self.root:
-            object.__setattr__(self, "root", os.path.splitext(self.json)[0])
-        if not os.path.isdir(self.root):
-            raise FileNotFoundError(
-                f"Folder {self.root} with the PNGs of {self.json} is not there."
-            )
-
-
-@dataclass(frozen=True)
-class ImagePair:
-    """Ground truth and prediction of an image; ``predicted`` is None where there is none."""
-
-    truth: dict
-    predicted: dict | None
 
 
 @dataclass(frozen=True)
@@ -111,23 +86,12 @@ def score_folder(
         ValueError: a file is damaged, an image is predicted twice, or a segment does not fit its
             PNG or has an unknown category; the message names file, image and segment.
     """
-    content = read_panoptic_json(truth.json)
-    if categories is None:
-        try:
-            categories = Categories.from_json(content["categories"])
-        except ValueError as e:
-            raise ValueError(f"{truth.json}: {e}") from e
-    score = Score(PanopticCounts(categories.as_json()))
-    pairs = _pairs(content["annotations"], read_panoptic_results(predictions.json), score)
-    known = frozenset(c["id"] for c in score.counts.categories)
-    for pair in pairs:  # before the first PNG is read: it is the mistake of a whole file
-        check_segments(truth.json, pair.truth, known)
-        if pair.predicted:
-            check_segments(predictions.json, pair.predicted, known)
+    paired = read_pairs(predictions, truth, categories)
+    categories = paired.categories.as_json()
+    score = Score(PanopticCounts(categories), missing=paired.missing, extra=paired.extra)
     _warn(score, predictions.json, truth.json)
-    count = partial(
-        _count, counts=PanopticCounts(score.counts.categories), truth=truth, predictions=predictions
-    )
+    count = partial(_count, counts=PanopticCounts(categories))
+    pairs = paired.pairs
     done = tqdm(
         in_parallel(count, pairs, workers), total=len(pairs), unit="image", disable=not progress
     )
@@ -143,39 +107,26 @@ def score_folder(
     return score
 
 
-def _pairs(annotations: list[dict], results: list[dict], score: Score) -> list[ImagePair]:
-    predicted = {r["image_id"]: r for r in results}
-    pairs = [ImagePair(a, predicted.pop(a["image_id"], None)) for a in annotations]
-    score.missing = [p.truth["image_id"] for p in pairs if p.predicted is None]
-    score.extra = list(predicted)
-    return pairs
-
-
 def _warn(score: Score, results_json: str, truth_json: str) -> None:
     if score.missing:
         logger.warning(
-            f"{results_json} has no prediction for {_some(score.missing)} of {truth_json}: "
+            f"{results_json} has no prediction for {_images(score.missing)} of {truth_json}: "
             "everything in them counts as missed."
         )
     if score.extra:
         logger.warning(
-            f"{results_json} has predictions for {_some(score.extra)} that {truth_json} does not "
+            f"{results_json} has predictions for {_images(score.extra)} that {truth_json} does not "
             "have; they are left out."
         )
 
 
-def _count(
-    pair: ImagePair, counts: PanopticCounts, truth: PanopticFolder, predictions: PanopticFolder
-) -> ImageCounts:
+def _count(pair: ImagePair, counts: PanopticCounts) -> ImageCounts:
     counts.table[:] = 0
     wrong_areas = 0
     if pair.predicted is None:
         counts.add_missed([s["category_id"] for s in pair.truth["segments_info"] if _counts(s)])
     else:
-        paths = [
-            os.path.join(folder.root, entry["file_name"])
-            for folder, entry in ((predictions, pair.predicted), (truth, pair.truth))
-        ]
+        paths = (pair.png, pair.truth_png)
         predicted_map, true_map = _maps[:] = [
             read_panoptic_png(path, out) for path, out in zip(paths, _maps, strict=True)
         ]
@@ -186,8 +137,8 @@ def _count(
             )
         except ValueError as e:
             raise ValueError(
-                f"Image {pair.truth['image_id']!r}, prediction {paths[0]}, ground truth "
-                f"{paths[1]}: {e}. Write PNG and segments_info from the same map."
+                f"Image {pair.truth['image_id']!r}, prediction {pair.png}, ground truth "
+                f"{pair.truth_png}: {e}. Write PNG and segments_info from the same map."
             ) from e
         counts.add(matches)
         areas = matches.gt_areas.tolist()
@@ -200,6 +151,5 @@ def _counts(segment: Mapping) -> bool:
     return not segment.get("iscrowd", 0)
 
 
-def _some(ids: list, limit: int = 5) -> str:
-    more = f" and {len(ids) - limit} more" if len(ids) > limit else ""
-    return f"{len(ids)} image{'s' * (len(ids) > 1)} ({', '.join(map(repr, ids[:limit]))}{more})"
+def _images(ids: list) -> str:
+    return f"{len(ids)} image{'s' * (len(ids) > 1)} ({name_some(map(repr, ids))})"

@@ -1,0 +1,85 @@
+"""Files that are read with one clear error, and written completely or not at all."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import cv2
+import numpy as np
+
+
+def read_json(path: str | os.PathLike, kind: str = "JSON", advice: str = "") -> Any:
+    """The content of a JSON file.
+
+    Args:
+        path: path of the file.
+        kind: what it should be, to begin the message with.
+        advice: what to do when it is not found, to end the message with.
+
+    Raises:
+        FileNotFoundError: it is not found.
+        ValueError: it is not valid JSON.
+    """
+    try:
+        return json.loads(Path(path).read_bytes())
+    except FileNotFoundError as e:
+        message = f"{kind} {path} is not there{'; ' if advice else ''}{advice}."
+        raise FileNotFoundError(message) from e
+    except (ValueError, RecursionError) as e:
+        raise ValueError(f"{path} is not valid JSON: {e}") from e
+
+
+def write_json(path: str, content: Any, indent: int | None = None) -> None:
+    """Write a JSON file, which changes only once all of it is on the disk."""
+    with atomic_write(path, "w") as f:
+        json.dump(content, f, indent=indent)
+
+
+def without_nan(value: Any) -> Any:
+    """The same with None for NaN and infinity, which JSON does not have."""
+    if isinstance(value, Mapping):
+        return {key: without_nan(v) for key, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def write_image(path: str, pixels: np.ndarray) -> None:
+    """Write an image in the format that the name ends with.
+
+    Args:
+        path: path of the file.
+        pixels: (H, W) or (H, W, 3), channels in BGR order, of a type that the format has.
+
+    Raises:
+        OSError: it cannot be written there.
+    """
+    if not cv2.imwrite(path, pixels):
+        raise OSError(f"Image {path} could not be written.")
+
+
+@contextmanager
+def replacing(path: str) -> Iterator[str]:
+    """A name to write to, which becomes ``path`` when the block ends without an error."""
+    partial = f"{path}.partial"
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        if os.path.exists(partial):
+            os.remove(partial)
+
+
+@contextmanager
+def atomic_write(path: str, mode: str) -> Iterator[IO]:
+    """Open ``path`` for writing so that it changes only once all of it is on the disk."""
+    with replacing(path) as partial, open(partial, mode) as f:
+        yield f
+        f.flush()
+        os.fsync(f.fileno())
