@@ -24,9 +24,9 @@ $(STAMP): pyproject.toml constraints.txt tools/install.py
 
 TOY := --config-file configs/toy/spatialflow_toy.yaml
 demo: $(STAMP) ## train on toy scenes, evaluate, write pictures (CPU, minutes)
-	$(BIN)/python -m spatialflow.tools.toy
-	$(BIN)/python train_net.py $(TOY) $(ARGS)
-	$(BIN)/python tools/draw_results.py $(TOY) --output output/toy/pictures \
+	$(BIN)/spatialflow toy
+	$(BIN)/spatialflow train $(TOY) $(ARGS)
+	$(BIN)/spatialflow draw $(TOY) --output output/toy/pictures \
 		--opts MODEL.WEIGHTS output/toy/model_final.pth
 
 # Two processes; the tests of a file stay together, since they may share a slow fixture.
@@ -43,7 +43,7 @@ format: $(STAMP) ## format the code, mend what ruff can mend
 	$(BIN)/ruff format .
 
 doctor: $(STAMP) ## say what is installed, what is missing, and what to do about it
-	$(BIN)/python -m spatialflow.tools.doctor
+	$(BIN)/spatialflow doctor
 
 clean: ## remove caches and builds (not .venv, datasets or output)
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -1,37 +1,7 @@
 #!/usr/bin/env python
-"""Train or evaluate SpatialFlow; ``train_net.py --help`` has examples."""
+"""Train or evaluate SpatialFlow with Detectron2's arguments; the same as ``spatialflow train``."""
 
-from spatialflow.engine import Trainer, argument_parser, launch, read_config, setup
-from spatialflow.errors import exit_on_user_error, reading_user_input
-from spatialflow.inference import load_model
-
-
-def main(args):
-    """What each process does."""
-    with reading_user_input():
-        cfg = setup(args)
-    if args.eval_only:
-        with reading_user_input():
-            model = load_model(cfg, resume=args.resume)
-        Trainer.test(cfg, model)
-        return
-    with reading_user_input():
-        trainer = Trainer(cfg)
-        trainer.resume_or_load(args.resume)
-    trainer.train()
-
+from spatialflow.cli import run_command
 
 if __name__ == "__main__":
-    args = argument_parser().parse_args()
-    with exit_on_user_error():
-        with reading_user_input():
-            device = read_config(args).MODEL.DEVICE
-        launch(
-            main,
-            args.num_gpus,
-            args.num_machines,
-            args.machine_rank,
-            args.dist_url,
-            args=(args,),
-            device=device,
-        )
+    run_command("train", prog="train_net.py")

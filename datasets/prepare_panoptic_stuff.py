@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from spatialflow.data import dataset_categories, load_coco_panoptic
 from spatialflow.data.targets import index_map, read_panoptic_png, stuff_labels
-from spatialflow.errors import exit_on_user_error, reading_user_input
+from spatialflow.errors import exit_on_user_error
 from spatialflow.utils.parallel import in_parallel
 
 NAMES = ("coco_2017_train_panoptic_separated", "coco_2017_val_panoptic_separated")
@@ -64,7 +64,7 @@ def main() -> None:
     parser.add_argument("names", nargs="*", default=NAMES, help="default: COCO 2017 train and val")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes")
     args = parser.parse_args()
-    with exit_on_user_error(), reading_user_input():
+    with exit_on_user_error():
         for name in args.names:
             prepare(name, args.workers)
 

@@ -2,7 +2,7 @@
 
 What stands in ``__all__`` is imported when it is first used, and with it ``spatialflow.modeling``,
 which registers the model with Detectron2. So ``import spatialflow`` alone needs neither, and
-``python -m spatialflow.tools.doctor`` can run where something is missing.
+``spatialflow doctor`` can run where something is missing.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def _prepare(name: str) -> None:
         raise ImportError(
             f"spatialflow.{name} needs Detectron2, which is not installed for this Python: run "
             "`make install` in SpatialFlow's repository and use the Python of its .venv. "
-            "`python -m spatialflow.tools.doctor` tells what else is missing."
+            "`spatialflow doctor` tells what else is missing."
         )
     import_module("spatialflow.modeling")
 

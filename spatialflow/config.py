@@ -94,8 +94,8 @@ def add_spatialflow_config(cfg: CN) -> None:
     # Write each evaluation's panoptic predictions as COCO panoptic results, PNGs and JSON, into
     # OUTPUT_DIR/inference/<dataset>/, with a dataset.json that names the ground truth.
     cfg.TEST.SAVE_PREDICTIONS = False
-    # Write what the merge starts from there too, for python -m spatialflow.tools.sweep,
-    # .explain and .submission.
+    # Write what the merge starts from there too, for the commands sweep,
+    # explain and submit.
     cfg.TEST.SAVE_RAW_OUTPUTS = False
 
     # Test-time augmentation, with Detectron2's TEST.AUG.ENABLED and FLIP: the scales, each [longer
@@ -215,8 +215,8 @@ def check_device(cfg: CN) -> None:
     if on_cuda and not torch.cuda.is_available():
         raise ValueError(
             f"MODEL.DEVICE is {cfg.MODEL.DEVICE!r}, but torch finds no CUDA device here. Append "
-            "'MODEL.DEVICE cpu' to run on the CPU; 'python -m spatialflow.tools.doctor' says what "
-            "is missing for CUDA."
+            "'MODEL.DEVICE cpu' to run on the CPU; 'spatialflow doctor' says what is missing for "
+            "CUDA."
         )
     if cfg.SOLVER.AMP.ENABLED and not on_cuda:
         raise ValueError(

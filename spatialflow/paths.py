@@ -1,4 +1,4 @@
-"""Outputs of a command that are its inputs are refused."""
+"""No command writes over a file that it reads."""
 
 from __future__ import annotations
 

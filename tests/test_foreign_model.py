@@ -22,14 +22,16 @@ from tiny_runs import CONFIG, tiny_config, tiny_overrides
 from torch import nn
 
 from spatialflow import Predictor
+from spatialflow.cli import run_command
 from spatialflow.engine import Trainer
 from spatialflow.inference import load_model
 from spatialflow.inference.optimized import OptimizedModel
 from spatialflow.modeling import MERGE_REGISTRY, HeuristicMerge, Merge, PanopticModel
 from spatialflow.modeling.panoptic_model import ClassLogits
 from spatialflow.saved.raw_outputs import RawOutputs
-from spatialflow.tools.explain import main as explain
-from spatialflow.tools.sweep import main as sweep
+from spatialflow.tools.benchmark.floors import Rates
+from spatialflow.tools.benchmark.measure import by_stage, end_to_end, training
+from spatialflow.tools.benchmark.subjects import build
 
 STRIDE, CHANNELS, CROP, MASK = 8, 32, 7, 14
 
@@ -233,15 +235,15 @@ def test_its_own_merge_is_swept_and_explained(config, tmp_path, capsys):
     assert RawOutputs.open(str(folder)).merge == PaintersMerge()
     rows = tmp_path / "rows.json"
     command = [str(folder), "--workers", "1", "--json-out", str(rows)]
-    sweep([*command, "--score-thresh", "0.2", "0.99"])
+    run_command("sweep", [*command, "--score-thresh", "0.2", "0.99"])
     table = {row["score_thresh"]: row for row in json.loads(rows.read_text())}
     assert [t for t, row in table.items() if row["is_config"]] == [0.4]
     for name in ("PQ", "PQ_th", "PQ_st"):
         assert table[0.4][name] == pytest.approx(results[name], abs=1e-9)
     assert table[0.99]["PQ_th"] == 0
     with pytest.raises(SystemExit, match="--overlap-thresh is not a setting of .*PaintersMerge"):
-        sweep([*command, "--overlap-thresh", "0.5"])
-    explain(command)
+        run_command("sweep", [*command, "--overlap-thresh", "0.5"])
+    run_command("explain", command)
     report = json.loads(rows.read_text())
     assert report["All"]["PQ"] == pytest.approx(results["PQ"], abs=1e-9)
     assert report["All"]["best merge"] >= results["PQ"]
@@ -345,4 +347,14 @@ def test_class_layers_that_nobody_named(config, monkeypatch, key):
         Trainer(config(f"MODEL.CLASS_LAYERS.{key}", True))
 
 
-# The benchmark (spatialflow.tools.benchmark) on GridNet.
+def test_benchmark_times_it(config, tmp_path):
+    file = tmp_path / "grid.yaml"
+    file.write_text(config().dump())
+    subjects = {name: build(str(file), "cpu") for name in ("GridNet", "another")}
+    rows = end_to_end(subjects, "another", height=96, device="cpu", runs=2)
+    names = [row["name"] for row in rows]
+    assert "GridNet, optimized" in names and "another, optimized" not in names
+    assert all(row["median"] > 0 and row["detections"] > 0 for row in rows)
+    stages = {row["stage"] for row in by_stage(subjects, 96, "cpu", 2, Rates(1e9, 1e9))}
+    assert {"preprocess", "candidates", "masks", "stuff at its size", "pasting, merge"} <= stages
+    assert [row["name"] for row in training(subjects, "another", 96, "cpu", 2, 1)] == [*subjects]

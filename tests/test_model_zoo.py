@@ -45,7 +45,7 @@ def test_unknown_name_is_answered_with_close_ones():
 
 
 def test_model_zoo_md_is_up_to_date():
-    hint = "run `python -m spatialflow.model_zoo > MODEL_ZOO.md`"
+    hint = "run `spatialflow zoo > MODEL_ZOO.md`"
     assert MODEL_ZOO.read_text() == render(), hint
 
 

@@ -57,7 +57,7 @@ def test_config_dir__in_the_repository():
     assert config_dir() == ROOT / "configs"
 
 
-def test_wheel__carries_configs_and_report_and_finds_them(tmp_path):
+def test_wheel__carries_commands_configs_and_report_and_finds_them(tmp_path):
     source = tmp_path / "source"
     leave = shutil.ignore_patterns("__pycache__", "*.egg-info")
     for folder in ("spatialflow", "configs"):
@@ -86,3 +86,8 @@ def test_wheel__carries_configs_and_report_and_finds_them(tmp_path):
     assert {f.name for f in (installed / assets).iterdir()} == {
         f.name for f in (ROOT / assets).iterdir()
     }
+    (entry_points,) = installed.glob("*.dist-info/entry_points.txt")
+    assert "spatialflow = spatialflow.cli:main" in entry_points.read_text()
+    for name in ("train", "demo", "toy"):
+        code = f"import sys; from spatialflow.cli import main; sys.exit(main(['{name}', '--help']))"
+        assert f"usage: spatialflow {name}" in run_python(code, installed)

@@ -2,18 +2,13 @@
 
 import os
 import shutil
-import sys
 from pathlib import Path
 
-import convert_official_checkpoint
 import pytest
 from panoptic_scenes import two_images, write_panoptic, write_results
 
-from spatialflow.errors import UserError
+from spatialflow.cli import run_command
 from spatialflow.paths import refuse_overwriting
-from spatialflow.tools import class_activation, explain, score
-from spatialflow.tools.check import __main__ as check
-from spatialflow.tools.convert import __main__ as convert
 
 
 @pytest.fixture
@@ -61,11 +56,11 @@ def test_folders_are_compared_as_files_are(tmp_path):
 # The commands themselves: an output that is an input ends in one message, and the input stays.
 
 
-def refused(capsys, run, argv, *inputs):
+def refused(capsys, command, argv, *inputs):
     """Whether a command refuses its arguments and leaves files as they are."""
     before = [Path(path).read_bytes() for path in inputs]
-    with pytest.raises((SystemExit, UserError)) as stop:
-        run([str(a) for a in argv])
+    with pytest.raises(SystemExit) as stop:
+        run_command(command, [str(a) for a in argv])
     message = f"{stop.value} {capsys.readouterr().err}"
     assert "would be written over the input" in message, message
     assert "Traceback" not in message
@@ -85,20 +80,20 @@ def scored(tmp_path):
 def test_score(scored, capsys, side, option):
     *paths, arguments = scored
     argv = [paths[0], *arguments, option, paths[side]]
-    assert refused(capsys, score.main, argv, *paths)
+    assert refused(capsys, "score", argv, *paths)
 
 
 @pytest.mark.parametrize("side", [0, 1])
 def test_explain(scored, capsys, side):
     *paths, arguments = scored
     argv = [paths[0], *arguments, "--json-out", paths[side]]
-    assert refused(capsys, explain.main, argv, *paths)
+    assert refused(capsys, "explain", argv, *paths)
 
 
 def test_check(scored, tmp_path, capsys):
     _, truth, arguments = scored
     argv = [*arguments, "--images", tmp_path / "images", "--json-out", truth]
-    assert refused(capsys, check.main, argv, truth)
+    assert refused(capsys, "check", argv, truth)
 
 
 @pytest.mark.parametrize("output", ["images", "png", "numbers", "panoptic", "classes"])
@@ -112,30 +107,21 @@ def test_convert_pairs(tmp_path, capsys, output):
     kind = "--instances" if output == "panoptic" else "--instance-pngs"
     argv += [kind, tmp_path / ("panoptic.json" if output == "panoptic" else "numbers")]
     inputs = [p for p in tmp_path.rglob("*") if p.is_file()]
-    assert refused(capsys, convert.main, argv, *inputs)
+    assert refused(capsys, "convert", argv, *inputs)
 
 
-def test_class_activation(tmp_path, monkeypatch, capsys):
+def test_class_activation(tmp_path, capsys):
     picture, weights = tmp_path / "a.png", tmp_path / "w.pth"
     picture.write_text("pixels")
     weights.write_text("weights")
     for output in (picture, weights):
         argv = ["--input", picture, "--output", output, "--model", "mine", "c.yaml", weights]
-
-        def run(argv):
-            monkeypatch.setattr(sys, "argv", ["class_activation", *argv])
-            class_activation.main()
-
-        assert refused(capsys, run, argv, picture, weights)
+        assert refused(capsys, "heatmap", argv, picture, weights)
 
 
-def test_conversion_of_a_checkpoint(tmp_path, monkeypatch, capsys):
+def test_conversion_of_a_checkpoint(tmp_path, capsys):
     checkpoint = tmp_path / "theirs.pth"
     checkpoint.write_text("weights")
-
-    def run(argv):
-        monkeypatch.setattr(sys, "argv", ["convert_official_checkpoint", *argv])
-        convert_official_checkpoint.main()
-
     config = "configs/released/spatialflow_R_50_20e.yaml"
-    assert refused(capsys, run, [checkpoint, checkpoint, "--config-file", config], checkpoint)
+    argv = [checkpoint, checkpoint, "--config-file", config]
+    assert refused(capsys, "convert-checkpoint", argv, checkpoint)

@@ -1,6 +1,6 @@
 """torchvision's ImageNet weights as a checkpoint to train from.
 
-    python -m spatialflow.checkpoint.torchvision_weights resnext101_64x4d weights/X-101-64x4d.pth
+``spatialflow torchvision-weights`` is the command.
 
 A config that trains from it has RGB, the mean and the deviation of torchvision and strides in the
 3x3 convolutions, as configs/COCO/spatialflow_X_101_64x4d_DCN_SyncBN_20e_ms.yaml shows.
@@ -8,14 +8,10 @@ A config that trains from it has RGB, the mean and the deviation of torchvision 
 
 from __future__ import annotations
 
-import argparse
 import re
 from collections.abc import Mapping
-from pathlib import Path
 
-import torch
 from torch import Tensor
-from torchvision.models import get_model_weights
 
 PREFIX = "backbone.bottom_up."
 
@@ -34,19 +30,3 @@ def rename(key: str) -> str:
     key = re.sub(r"^layer(\d)", lambda m: f"res{int(m[1]) + 1}", key)
     key = re.sub(r"bn(\d)", r"conv\1.norm", key)
     return key.replace("downsample.0", "shortcut").replace("downsample.1", "shortcut.norm")
-
-
-def main() -> None:
-    """Fetch, convert, write."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("name", help="torchvision's name of a ResNet or ResNeXt")
-    parser.add_argument("output", type=Path, help="the .pth file to write")
-    args = parser.parse_args()
-    weights = get_model_weights(args.name).IMAGENET1K_V1
-    model = convert(weights.get_state_dict(progress=True))
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    torch.save({"model": model}, args.output)
-
-
-if __name__ == "__main__":
-    main()

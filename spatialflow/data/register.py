@@ -45,7 +45,7 @@ _ENTRIES = {
     "REGISTER": "[name, image folder, PNG folder, JSON]",
     "UNANNOTATED": "[name, image folder, JSON with 'images', dataset of the same classes]",
 }
-_TOY_HINT = "; make it with 'python -m spatialflow.tools.toy'"
+_TOY_HINT = "; make it with 'spatialflow toy'"
 _SEPARATED_HINT = (
     "; make it with 'python datasets/prepare_panoptic_stuff.py', or use the name without _separated"
 )

@@ -13,34 +13,57 @@ from detectron2.utils.logger import setup_logger
 import spatialflow.modeling  # noqa: F401  registers the model
 from spatialflow.config import check_device, load_config
 from spatialflow.data import prepare_datasets
+from spatialflow.errors import UsageError
+from spatialflow.utils.command_parser import CommandParser, add_import_argument
 
 from .optimizer import SCALING_RULES, auto_scale_workers, check_optimizer
 
 SCALED_KEYS = ("BASE_LR", "MAX_ITER", "STEPS", "WARMUP_ITERS")
 
 
-def argument_parser() -> argparse.ArgumentParser:
-    """Detectron2's arguments: --config-file, --num-gpus, --resume, --eval-only and so on."""
-    return default_argument_parser(
-        epilog="""
-Examples:
-    train                          train_net.py --config-file C
-    other values                   train_net.py --config-file C OUTPUT_DIR out MODEL.DEVICE cpu
-    go on after a stop             train_net.py --config-file C --resume
-    evaluate                       train_net.py --config-file C --eval-only MODEL.WEIGHTS W
-    8 GPUs                         train_net.py --config-file C --num-gpus 8
-    2 processes on the CPU         train_net.py --config-file C --num-gpus 2 MODEL.DEVICE cpu
-    the same under torchrun        torchrun --nproc-per-node 2 train_net.py --config-file C ...
+EXAMPLES = """
+%(prog)s --config-file configs/toy/spatialflow_toy.yaml
+# other values: overrides come last
+%(prog)s --config-file configs/toy/spatialflow_toy.yaml OUTPUT_DIR out SOLVER.MAX_ITER 500
+# go on after a stop
+%(prog)s --config-file configs/toy/spatialflow_toy.yaml --resume
+# evaluate weights
+%(prog)s --config-file C --eval-only MODEL.WEIGHTS output/toy/model_final.pth
+# your own backbone, head or model, which my_model.py registers
+%(prog)s --import my_model.py --config-file my_config.yaml
+# 8 GPUs; 2 processes on the CPU; the same under torchrun
+%(prog)s --config-file configs/COCO/spatialflow_R_50_20e.yaml --num-gpus 8
+%(prog)s --config-file configs/toy/spatialflow_toy.yaml --num-gpus 2 MODEL.DEVICE cpu
+torchrun --nproc-per-node 2 -m spatialflow train --config-file configs/toy/spatialflow_toy.yaml
+"""
+EPILOG = """
 --num-gpus is the number of processes per machine, one for each GPU or, with MODEL.DEVICE cpu, on
 the CPU. Batch sizes (SOLVER.IMS_PER_BATCH) are totals over all processes.
 """
+
+
+def argument_parser(prog: str = "train_net.py", examples: str = EXAMPLES) -> CommandParser:
+    """Detectron2's arguments (--config-file, --num-gpus, --resume and so on), and --import.
+
+    Args:
+        prog: name of the command.
+        examples: of its help.
+    """
+    parser = CommandParser(
+        prog=prog,
+        examples=examples,
+        epilog=EPILOG,
+        parents=[default_argument_parser()],
+        add_help=False,  # the parent has it
     )
+    add_import_argument(parser)
+    return parser
 
 
 def read_config(args: argparse.Namespace) -> CfgNode:
     """The config of the command line, not frozen; see ``load_config`` for its errors."""
     if not args.config_file:
-        raise ValueError("--config-file is missing; configs/ has some to start from.")
+        raise UsageError("--config-file is missing; configs/ has some to start from.")
     return load_config(args.config_file, args.opts)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import weakref
-from collections.abc import Iterator
 from typing import Any
 
 import detectron2.engine.hooks
@@ -27,7 +26,6 @@ from torch.utils.data import DataLoader
 
 from spatialflow.checkpoint import SafeCheckpointer
 from spatialflow.data import build_test_loader, build_train_loader
-from spatialflow.errors import reading_user_input
 from spatialflow.evaluation import build_evaluator, format_comparison, format_results
 from spatialflow.evaluation.tables import write_csv
 from spatialflow.inference import with_views
@@ -157,14 +155,14 @@ class Trainer(DefaultTrainer):
         return hooks
 
     @classmethod
-    def build_train_loader(cls, cfg: CfgNode, start_iter: int = 0) -> UserData:
+    def build_train_loader(cls, cfg: CfgNode, start_iter: int = 0) -> DataLoader:
         """Batches of training dicts from iteration ``start_iter`` on."""
-        return UserData(build_train_loader(cfg, start_iter))
+        return build_train_loader(cfg, start_iter)
 
     @classmethod
-    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> UserData:
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> DataLoader:
         """Inference dicts of a dataset."""
-        return UserData(build_test_loader(cfg, dataset_name))
+        return build_test_loader(cfg, dataset_name)
 
     @classmethod
     def build_evaluator(
@@ -205,25 +203,6 @@ class Trainer(DefaultTrainer):
             write_json(path, without_nan(by_name), indent=2)
             write_csv(os.path.join(cfg.OUTPUT_DIR, "results.csv"), by_name)
         return results
-
-
-class UserData:
-    """A data loader; what goes wrong in it is about the user's files and raises a UserError."""
-
-    def __init__(self, loader: DataLoader) -> None:
-        self.loader = loader
-
-    def __len__(self) -> int:
-        return len(self.loader)
-
-    def __iter__(self) -> Iterator[list[dict]]:
-        batches = iter(self.loader)
-        while True:
-            with reading_user_input():
-                batch = next(batches, None)
-            if batch is None:
-                return
-            yield batch
 
 
 def _with_seed(cfg: CfgNode, seed: int) -> CfgNode:

@@ -102,7 +102,7 @@ def score_folder(
     if wrong:
         logger.warning(
             f"{truth.json}: {wrong} areas in the JSON differ from the PNGs, whose pixels are what "
-            "counts here; python -m spatialflow.tools.check names them."
+            "counts here; `spatialflow check` names them."
         )
     return score
 

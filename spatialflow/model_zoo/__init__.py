@@ -1,7 +1,7 @@
 """The project's config files by name, as ``detectron2.model_zoo`` gives Detectron2's.
 
 ``MODEL_ZOO.md`` lists them with what is known of their results; it is made from
-:mod:`spatialflow.tools.zoo.results` by ``python -m spatialflow.tools.zoo > MODEL_ZOO.md``.
+:mod:`spatialflow.tools.zoo.results` by ``spatialflow zoo > MODEL_ZOO.md``.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 A class activation map weighs the channels of the last feature by what they count for a class in the
 layer that follows: it is that layer's answer for the class, without the bias, where it is positive.
 
-    python -m spatialflow.tools.class_activation --input street.jpg --output maps.png \
+    spatialflow heatmap --input street.jpg --output maps.png \
         --model "with flows" CONFIG WEIGHTS --model "without flows" CONFIG WEIGHTS
 """
 
@@ -19,11 +19,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from spatialflow.config import load_config
 from spatialflow.data.mapper import read_image
-from spatialflow.errors import exit_on_user_error, reading_user_input
 from spatialflow.inference.predictor import Predictor
 from spatialflow.modeling import SpatialFlow
 from spatialflow.paths import refuse_overwriting
+from spatialflow.utils.command_parser import CommandParser, add_import_argument
+from spatialflow.utils.files import write_image
 
 OPACITY = 0.5
 """Of a heat map over its picture."""
@@ -149,9 +151,21 @@ def _titled(image: np.ndarray, title: str) -> np.ndarray:
     return np.vstack([bar, image])
 
 
-def main() -> None:
-    """Parse the arguments and write the figure."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+EXAMPLES = """
+%(prog)s --input street.jpg --output maps.png --model "with flows" A.yaml A.pth \\
+  --model "without flows" B.yaml B.pth --thing car
+"""
+
+
+def parser() -> CommandParser:
+    """A picture, the models, and the classes."""
+    parser = CommandParser(
+        prog="spatialflow heatmap",
+        examples=EXAMPLES,
+        description="Class activation maps of the cls and stuff heads, models side by side "
+        "(Fig. 5).",
+    )
+    add_import_argument(parser)
     parser.add_argument("--input", required=True, help="a picture")
     parser.add_argument("--output", required=True, help="the figure to write, a PNG")
     parser.add_argument(
@@ -165,16 +179,14 @@ def main() -> None:
     parser.add_argument("--thing", help="class of the cls map")
     parser.add_argument("--stuff", help="class of the stuff map")
     parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs")
-    args = parser.parse_args()
-    with exit_on_user_error(), reading_user_input():
-        files = [file for _, *config_and_weights in args.model for file in config_and_weights]
-        refuse_overwriting([args.output], [args.input, *files])
-        predictors = {title: Predictor(c, w, opts=args.opts) for title, c, w in args.model}
-        image = np.ascontiguousarray(read_image(args.input, "BGR"))
-        figure = compare(image, predictors, args.thing, args.stuff)
-    cv2.imwrite(args.output, figure)
+    return parser
+
+
+def run(args: argparse.Namespace) -> None:
+    """Write the figure."""
+    files = [file for _, *config_and_weights in args.model for file in config_and_weights]
+    refuse_overwriting([args.output], [args.input, *files])
+    image = np.ascontiguousarray(read_image(args.input, "BGR"))
+    models = {title: Predictor(load_config(c, args.opts), w) for title, c, w in args.model}
+    write_image(args.output, compare(image, models, args.thing, args.stuff))
     print(f"Class activation maps are in {args.output}")
-
-
-if __name__ == "__main__":
-    main()

@@ -6,6 +6,7 @@ broken. At import this module needs the standard library only.
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 from collections.abc import Callable, Mapping
@@ -19,6 +20,7 @@ from textwrap import TextWrapper
 from types import ModuleType
 
 import spatialflow
+from spatialflow.utils.command_parser import CommandParser
 
 REINSTALL = "run `make install` in SpatialFlow's repository, and use the Python of its .venv"
 
@@ -67,14 +69,14 @@ def _cityscapes(split: str) -> DatasetLayout:
         f"Cityscapes {split}",
         tuple(f"cityscapes/{path}" for path in paths + derived),
         "from cityscapes-dataset.com: unpack leftImg8bit and gtFine into cityscapes/, then run "
-        "`python -m spatialflow.tools.convert cityscapes`",
+        "`spatialflow convert cityscapes`",
     )
 
 
 _TOY = DatasetLayout(
     "toy scenes",
     ("toy/train", "toy/panoptic_train.json", "toy/val", "toy/panoptic_val.json"),
-    "`python -m spatialflow.tools.toy` writes them; `make demo` does so too",
+    "`spatialflow toy` writes them; `make demo` does so too",
 )
 
 DATASETS = (_TOY, _coco("train2017"), _coco("val2017"), _cityscapes("train"), _cityscapes("val"))
@@ -252,7 +254,17 @@ def report(findings: list[Finding]) -> str:
     return "\n".join(lines)
 
 
-def main() -> int:
+def parser() -> CommandParser:
+    """No arguments."""
+    return CommandParser(
+        prog="spatialflow doctor",
+        examples="%(prog)s",
+        description="Say what is installed, which datasets are found, and what to do about what is "
+        "missing. Exit code 0 when everything needed is there, otherwise 1.",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
     """Print the report.
 
     Returns:
@@ -286,7 +298,3 @@ def _version(module: str) -> str:
 
 def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {error}".strip().splitlines()[0]
-
-
-if __name__ == "__main__":
-    sys.exit(main())

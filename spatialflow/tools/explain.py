@@ -1,4 +1,4 @@
-"""``python -m spatialflow.tools.explain``: where panoptic quality is lost.
+"""``spatialflow explain``: where panoptic quality is lost.
 
 For each class PQ = sum of IoU / (TP + FP / 2 + FN / 2). Four mistakes are put right:
 
@@ -33,7 +33,6 @@ from tqdm import tqdm
 
 from spatialflow.data.categories import Categories
 from spatialflow.data.targets import index_map, read_panoptic_png
-from spatialflow.errors import exit_on_user_error, reading_user_input
 from spatialflow.evaluation.panoptic_quality import (
     GROUPS,
     PanopticCounts,
@@ -46,6 +45,7 @@ from spatialflow.evaluation.panoptic_quality import (
 )
 from spatialflow.saved.predictions import ImagePair, PanopticFolder, read_pairs
 from spatialflow.saved.raw_outputs import INDEX, RawOutputs
+from spatialflow.utils.command_parser import CommandParser, add_import_argument
 from spatialflow.utils.parallel import in_parallel
 from spatialflow.utils.text import table
 
@@ -242,20 +242,18 @@ def _table(matches: SegmentMatches, categories: list[dict]) -> np.ndarray:
     return counts.table
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Command line. Wrong input exits with status 1."""
-    args = _parser().parse_args(argv)
-    with exit_on_user_error(), reading_user_input():
-        _, truth, categories = ground_truth_of(args)
-        raw_index = os.path.join(args.predictions, INDEX)
-        refuse_overwriting_inputs(args, truth, [args.json_out], [raw_index])
-        has_raw = os.path.isfile(raw_index)
-        raw = RawOutputs.open(args.predictions) if has_raw else None
-        report = explain(predictions_of(args), truth, categories, raw, args.workers, progress=True)
-        print(as_text(report))
-        if args.json_out:
-            with open(args.json_out, "w") as f:
-                json.dump(report, f, indent=2)
+def run(args: argparse.Namespace) -> None:
+    """Explain, print, and write what the arguments ask for."""
+    _, truth, categories = ground_truth_of(args)
+    raw_index = os.path.join(args.predictions, INDEX)
+    refuse_overwriting_inputs(args, truth, [args.json_out], [raw_index])
+    has_raw = os.path.isfile(raw_index)
+    raw = RawOutputs.open(args.predictions) if has_raw else None
+    report = explain(predictions_of(args), truth, categories, raw, args.workers, progress=True)
+    print(as_text(report))
+    if args.json_out:
+        with open(args.json_out, "w") as f:
+            json.dump(report, f, indent=2)
 
 
 def as_text(report: dict) -> str:
@@ -270,17 +268,24 @@ def as_text(report: dict) -> str:
     return table(rows, ["PQ with", *report])
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m spatialflow.tools.explain",
+EXAMPLES = """
+# what an evaluation with TEST.SAVE_RAW_OUTPUTS and TEST.SAVE_PREDICTIONS wrote
+%(prog)s output/inference/coco_2017_val_panoptic
+# results of any model in COCO's panoptic format
+%(prog)s pred.json --json gt.json
+"""
+
+
+def parser() -> CommandParser:
+    """Which predictions, which ground truth, and what to write."""
+    parser = CommandParser(
+        prog="spatialflow explain",
+        examples=EXAMPLES,
         description="What PQ would be if one kind of mistake were right, from predictions on "
         "disk; in the folder of an evaluation with TEST.SAVE_RAW_OUTPUTS True also what the best "
         "merge would have given.",
     )
+    add_import_argument(parser)
     add_input_arguments(parser)
     parser.add_argument("--json-out", metavar="FILE", help="write the report as JSON")
     return parser
-
-
-if __name__ == "__main__":
-    main()

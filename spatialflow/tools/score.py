@@ -1,4 +1,4 @@
-"""``python -m spatialflow.tools.score``: PQ of predictions that are on disk."""
+"""``spatialflow score``: PQ of predictions that are on disk."""
 
 from __future__ import annotations
 
@@ -6,64 +6,59 @@ import argparse
 import json
 import logging
 import os
-import sys
 from collections.abc import Sequence
 from concurrent.futures.process import BrokenProcessPool
 
 from spatialflow.data.categories import Categories
+from spatialflow.errors import UsageError, UserError
 from spatialflow.evaluation.bootstrap import bootstrap_intervals
 from spatialflow.evaluation.scoring import Score, score_folder
 from spatialflow.evaluation.tables import format_results, write_csv
 from spatialflow.paths import refuse_overwriting
 from spatialflow.saved.dataset import DATASET_JSON, SavedDataset
 from spatialflow.saved.predictions import PREDICTIONS_JSON, PanopticFolder
+from spatialflow.utils.command_parser import CommandParser
 from spatialflow.utils.files import without_nan
 from spatialflow.utils.text import table
 
+EXAMPLES = """
+# what an evaluation with TEST.SAVE_PREDICTIONS True wrote
+%(prog)s output/inference/coco_2017_val_panoptic
+# results of any model in COCO's panoptic format, pred/ beside pred.json, gt/ beside gt.json
+%(prog)s pred.json --json gt.json --per-class
+# the same, ground truth by its registered name, with 95 % intervals
+%(prog)s pred.json --dataset coco_2017_val_panoptic --bootstrap 1000
+"""
 _EPILOG = """
-Examples:
-  what an evaluation with TEST.SAVE_PREDICTIONS True wrote
-    python -m spatialflow.tools.score output/inference/coco_2017_val_panoptic
-  results of any model in COCO's panoptic format, pred/ beside pred.json, gt/ beside gt.json
-    python -m spatialflow.tools.score pred.json --json gt.json
-  the same, ground truth by its registered name
-    python -m spatialflow.tools.score pred.json --dataset coco_2017_val_panoptic
 An image without prediction counts as one where everything is missed; predictions of other images
 are left out. Both are said in a warning."""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Command line.
-
-    Returns:
-        Exit status 0. Files that cannot be scored exit with status 1 and one message, wrong usage
-        with status 2.
-    """
-    parser = _parser()
-    args = parser.parse_args(argv)
+def run(args: argparse.Namespace) -> None:
+    """Count, print and write what the arguments ask for."""
     logging.basicConfig(format="%(levelname)s: %(message)s")
+    name, truth, categories = ground_truth_of(args)
+    predictions = predictions_of(args)
+    refuse_overwriting_inputs(args, truth, [args.json_out, args.csv_out])
     try:
-        name, truth, categories = ground_truth_of(args)
-        predictions = predictions_of(args)
-        refuse_overwriting_inputs(args, truth, [args.json_out, args.csv_out])
         score = score_folder(predictions, truth, categories, args.workers, progress=True)
-        intervals = {}
-        if args.bootstrap:
-            intervals = bootstrap_intervals(
-                score.images, score.counts.categories, args.bootstrap, args.seed
-            )
-        _report(args, name, score, intervals)
-    except (OSError, ValueError, BrokenProcessPool) as e:
-        sys.exit(f"error: {e}")
-    return 0
+    except BrokenProcessPool as e:
+        raise UserError(f"{e} Give fewer --workers, each of which needs memory.") from e
+    intervals = {}
+    if args.bootstrap:
+        intervals = bootstrap_intervals(
+            score.images, score.counts.categories, args.bootstrap, args.seed
+        )
+    _report(args, name, score, intervals)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m spatialflow.tools.score",
+def parser() -> CommandParser:
+    """Which predictions, which ground truth, and what to write."""
+    parser = CommandParser(
+        prog="spatialflow score",
+        examples=EXAMPLES,
         description="PQ, SQ and RQ of predictions on disk; no model is needed.",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_input_arguments(parser)
     add = parser.add_argument
@@ -123,7 +118,7 @@ def ground_truth_of(args: argparse.Namespace) -> tuple[str, PanopticFolder, Cate
     dataset = args.dataset
     if args.json:
         if dataset:
-            raise ValueError("Give --json or --dataset, not both.")
+            raise UsageError("Give --json or --dataset, not both.")
         name = os.path.splitext(os.path.basename(args.json))[0]
         return name, PanopticFolder(args.json, args.panoptic), None
     if dataset is None:
@@ -188,7 +183,3 @@ def _per_class(score: Score) -> list[dict]:
 def _percent(row: dict) -> list[str]:
     occurs = any(row[k] for k in _COUNTED)
     return [f"{100 * row[k]:.2f}" if occurs else "-" for k in ("pq", "sq", "rq")]
-
-
-if __name__ == "__main__":
-    sys.exit(main())

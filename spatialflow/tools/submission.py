@@ -1,4 +1,4 @@
-"""``python -m spatialflow.tools.submission``: the zip that a benchmark's server takes.
+"""``spatialflow submit``: the zip that a benchmark's server takes.
 
 COCO panoptic: ``panoptic_<split>_<algorithm>_results.json`` and a folder of PNGs of that name.
 Cityscapes: label ids as a PNG an image (semantic), a text file an image that names a PNG for each
@@ -22,11 +22,11 @@ import numpy as np
 from tqdm import tqdm
 
 from spatialflow.data.targets import read_panoptic_png
-from spatialflow.errors import exit_on_user_error, reading_user_input
 from spatialflow.evaluation.cityscapes import write_instances, write_labels
 from spatialflow.saved.dataset import DATASET_JSON, SavedDataset
 from spatialflow.saved.predictions import PanopticFolder, check_segments, read_predictions_json
 from spatialflow.saved.raw_outputs import RawOutputs
+from spatialflow.utils.command_parser import CommandParser
 from spatialflow.utils.files import atomic_write
 from spatialflow.utils.parallel import in_parallel
 
@@ -158,21 +158,19 @@ def _progress(items: Iterable, total: int) -> Iterable:
     return tqdm(items, total=total, unit="image")
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Command line. Wrong input exits with status 1."""
-    args = _parser().parse_args(argv)
-    with exit_on_user_error(), reading_user_input():
-        out, number = args.run(args)
-        print(f"{out}: {number} images, {os.path.getsize(out) / 1e6:.1f} MB")
+def run(args: argparse.Namespace) -> None:
+    """Write the zip of one of the servers."""
+    out, number = args.pack(args)
+    print(f"{out}: {number} images, {os.path.getsize(out) / 1e6:.1f} MB")
 
 
-def _run_coco(args: argparse.Namespace) -> tuple[str, int]:
+def _pack_coco(args: argparse.Namespace) -> tuple[str, int]:
     name = f"panoptic_{args.split}_{args.algorithm}_results"
     out = os.path.join(args.output_dir, f"{name}.zip")
     return out, pack_panoptic(args.folder, name, out, args.workers)
 
 
-def _run_cityscapes(args: argparse.Namespace) -> tuple[str, int]:
+def _pack_cityscapes(args: argparse.Namespace) -> tuple[str, int]:
     out = os.path.join(args.output_dir, f"cityscapes_{args.task}_{args.split}.zip")
     if args.task == "panoptic":
         name = f"cityscapes_panoptic_{args.split}"
@@ -180,28 +178,40 @@ def _run_cityscapes(args: argparse.Namespace) -> tuple[str, int]:
     return out, pack_cityscapes(args.folder, args.task, out)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m spatialflow.tools.submission",
+EXAMPLES = """
+%(prog)s coco output/inference/test_dev --algorithm mine
+%(prog)s cityscapes output/inference/cityscapes_fine_panoptic_test --task instance
+"""
+
+
+def parser() -> CommandParser:
+    """A server, and its arguments."""
+    parser = CommandParser(
+        prog="spatialflow submit",
+        examples=EXAMPLES,
         description="Check predictions and put them into the zip that a benchmark's server takes. "
         "They come from an evaluation with TEST.SAVE_PREDICTIONS True and, for Cityscapes' "
         "semantic and instance tasks, TEST.SAVE_RAW_OUTPUTS True, on a dataset with ground truth "
         "or of DATASETS.UNANNOTATED.",
     )
     servers = parser.add_subparsers(required=True, metavar="SERVER")
-    coco = servers.add_parser("coco", help="COCO panoptic")
+    coco = servers.add_parser(
+        "coco",
+        help="COCO panoptic",
+        examples="%(prog)s output/inference/test_dev --algorithm mine",
+    )
     coco.add_argument("--algorithm", required=True, help="name of the algorithm, without spaces")
-    coco.set_defaults(run=_run_coco, split="test-dev2017")
-    cityscapes = servers.add_parser("cityscapes", help="Cityscapes, three tasks")
+    coco.set_defaults(pack=_pack_coco, split="test-dev2017")
+    cityscapes = servers.add_parser(
+        "cityscapes",
+        help="Cityscapes, three tasks",
+        examples="%(prog)s output/inference/cityscapes_fine_panoptic_test --task instance",
+    )
     cityscapes.add_argument("--task", required=True, choices=("semantic", "instance", "panoptic"))
-    cityscapes.set_defaults(run=_run_cityscapes, split="test")
+    cityscapes.set_defaults(pack=_pack_cityscapes, split="test")
     for server in (coco, cityscapes):
         server.add_argument("folder", help="OUTPUT_DIR/inference/DATASET of the evaluation")
         server.add_argument("--split", help="(default: %(default)s)")
         server.add_argument("--output-dir", default=".", help="where to write the zip")
         server.add_argument("--workers", type=int, default=os.cpu_count(), help="processes")
     return parser
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,4 @@
-"""``python -m spatialflow.tools.sweep``: PQ at other thresholds of the merge.
+"""``spatialflow sweep``: PQ at other thresholds of the merge.
 
 The raw outputs of an evaluation (TEST.SAVE_RAW_OUTPUTS) are merged again by the model's own merge,
 once for each combination of thresholds; the model does not run.
@@ -21,12 +21,12 @@ from tqdm import tqdm
 
 from spatialflow.data.categories import Categories
 from spatialflow.data.targets import read_panoptic_png
-from spatialflow.errors import exit_on_user_error, reading_user_input
 from spatialflow.evaluation.panoptic_quality import GROUPS, PanopticCounts, match_segments
 from spatialflow.modeling.panoptic import Merge
 from spatialflow.paths import refuse_overwriting
 from spatialflow.saved.predictions import read_truth_json
 from spatialflow.saved.raw_outputs import INDEX, RawOutputs, load_raw_output
+from spatialflow.utils.command_parser import CommandParser, add_import_argument
 from spatialflow.utils.parallel import in_parallel
 from spatialflow.utils.text import table
 
@@ -147,34 +147,41 @@ def rows_of(merges: Sequence[Merge], counts: Sequence[PanopticCounts]) -> list[d
     return sorted(rows, key=lambda row: -row["PQ"])
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Command line. Wrong input exits with status 1."""
-    args = _parser().parse_args(argv)
+def run(args: argparse.Namespace) -> None:
+    """Merge, count, print, and write what the arguments ask for."""
     torch.set_num_threads(1)  # the processes are the parallelism
-    with exit_on_user_error(), reading_user_input():
-        raw = RawOutputs.open(args.folder)
-        outputs, index = (args.json_out, args.csv_out), os.path.join(args.folder, INDEX)
-        refuse_overwriting(filter(None, outputs), [index, *raw.truth.values()], "output file")
-        values = {name: v for name in SWEPT if (v := getattr(args, name)) is not None}
-        merges = combinations(raw.merge, values)
-        rows = rows_of(merges, sweep(raw, merges, args.workers, progress=True))
-        print(_table(rows))
-        if args.json_out:
-            with open(args.json_out, "w") as f:
-                json.dump(rows, f, indent=2)
-        if args.csv_out:
-            with open(args.csv_out, "w", newline="") as f:
-                writer = csv.DictWriter(f, list(rows[0]))
-                writer.writeheader()
-                writer.writerows(rows)
+    raw = RawOutputs.open(args.folder)
+    outputs, index = (args.json_out, args.csv_out), os.path.join(args.folder, INDEX)
+    refuse_overwriting(filter(None, outputs), [index, *raw.truth.values()], "output file")
+    values = {name: v for name in SWEPT if (v := getattr(args, name)) is not None}
+    merges = combinations(raw.merge, values)
+    rows = rows_of(merges, sweep(raw, merges, args.workers, progress=True))
+    print(_table(rows))
+    if args.json_out:
+        with open(args.json_out, "w") as f:
+            json.dump(rows, f, indent=2)
+    if args.csv_out:
+        with open(args.csv_out, "w", newline="") as f:
+            writer = csv.DictWriter(f, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m spatialflow.tools.sweep",
+EXAMPLES = """
+%(prog)s output/inference/coco_2017_val_panoptic --score-thresh 0.3 0.4 0.5
+%(prog)s output/inference/toy_panoptic_val --box-fill-min-free 0.5 0.6 off --csv-out sweep.csv
+"""
+
+
+def parser() -> CommandParser:
+    """The raw outputs, and the values of each setting."""
+    parser = CommandParser(
+        prog="spatialflow sweep",
+        examples=EXAMPLES,
         description="PQ at other thresholds of the merge, from the raw outputs that an evaluation "
         "with TEST.SAVE_RAW_OUTPUTS True wrote. What is not given stays as it was there.",
     )
+    add_import_argument(parser)
     parser.add_argument("folder", help="OUTPUT_DIR/inference/DATASET of that evaluation")
     kinds = {"stuff_area_limit": int, "box_fill_min_free": _fill}
     for name, key in SWEPT.items():
@@ -204,7 +211,3 @@ def _table(rows: Sequence[Mapping]) -> str:
         for row in rows
     ]
     return table(shown, ["PQ", "PQ things", "PQ stuff", *swept, ""])
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,4 @@
-"""Toy scenes in COCO panoptic format, generated from a seed: ``python -m spatialflow.tools.toy``.
+"""Toy scenes in COCO panoptic format, generated from a seed: ``spatialflow toy``.
 
 A scene has a ground of one to three stuff regions, each with its own texture, and shapes that cover
 each other. Some scenes have a crowd of tiny shapes, annotated as one region, or a void border.
@@ -21,6 +21,7 @@ import numpy as np
 from tqdm import tqdm
 
 from spatialflow.data.register import TOY_DATASETS, datasets_root
+from spatialflow.utils.command_parser import CommandParser
 
 HEIGHT, WIDTH = 128, 160
 THINGS = {1: "disk", 2: "box", 3: "triangle", 5: "ring"}
@@ -289,17 +290,21 @@ def _stored(data: bytes) -> bytes:
     return b"".join(parts) + struct.pack(">I", zlib.adler32(data))
 
 
-def main() -> None:
-    """Command line: write the scenes."""
-    parser = argparse.ArgumentParser(description="Generate the toy scenes.")
-    parser.add_argument("--root", default=datasets_root(), help="datasets folder")
+def parser() -> CommandParser:
+    """Where to write the scenes, and how many."""
+    parser = CommandParser(
+        prog="spatialflow toy",
+        examples="%(prog)s\n%(prog)s --root /data --train 1000 --val 100",
+        description="Generate the toy scenes: toy_panoptic_train and toy_panoptic_val.",
+    )
+    parser.add_argument("--root", default=datasets_root(), help="datasets folder (%(default)s)")
     parser.add_argument("--train", type=int, default=400, help="number of training scenes")
     parser.add_argument("--val", type=int, default=60, help="number of validation scenes")
     parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
-    generate(**vars(args))
+    return parser
+
+
+def run(args: argparse.Namespace) -> None:
+    """Write the scenes."""
+    generate(args.root, args.train, args.val, args.seed)
     print(f"Toy scenes written to {os.path.join(args.root, 'toy')}.")
-
-
-if __name__ == "__main__":
-    main()

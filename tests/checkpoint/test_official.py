@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import runpy
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,9 +12,9 @@ from golden import GOLDEN
 
 from spatialflow.checkpoint import load_tensors
 from spatialflow.checkpoint.official import check_fit, convert_state_dict, other_label, rename
+from spatialflow.cli import run_command
 from spatialflow.model_zoo import get_config, get_config_file
 
-TOOL = Path(__file__).resolve().parents[2] / "tools" / "convert_official_checkpoint.py"
 RELEASED = {
     "r50_fpn_20e_coco": "released/spatialflow_R_50_20e.yaml",
     "r101_fpn_20e_coco": "released/spatialflow_R_101_20e.yaml",
@@ -34,10 +32,9 @@ def released_state(name: str) -> dict[str, torch.Tensor]:
     return {row["key"]: torch.zeros([]).expand(row["shape"]) for row in rows}
 
 
-def run_tool(monkeypatch, source: Path, output: Path, config: str) -> None:
-    argv = [str(TOOL), str(source), str(output), "--config-file", get_config_file(config)]
-    monkeypatch.setattr(sys, "argv", argv)
-    runpy.run_path(str(TOOL), run_name="__main__")
+def run_tool(source: Path, output: Path, config: str) -> None:
+    files = [str(source), str(output), "--config-file", get_config_file(config)]
+    run_command("convert-checkpoint", files)
 
 
 def save_checkpoint(path: Path, state: dict) -> Path:
@@ -135,10 +132,10 @@ def test_every_tensor_that_does_not_fit_is_named():
 
 
 @pytest.mark.parametrize("name", RELEASED)
-def test_released_checkpoint_fills_its_config(name, tmp_path, monkeypatch, capsys):
+def test_released_checkpoint_fills_its_config(name, tmp_path, capsys):
     state = released_state(name)
     source, output = save_checkpoint(tmp_path / "theirs.pth", state), tmp_path / "sub" / "ours.pth"
-    run_tool(monkeypatch, source, output, RELEASED[name])
+    run_tool(source, output, RELEASED[name])
     lines = capsys.readouterr().out.splitlines()
     written = load_tensors(str(output))["model"]
     assert f"{len(written)} tensors written to {output}" == lines[-1]
@@ -152,20 +149,20 @@ def test_released_checkpoint_fills_its_config(name, tmp_path, monkeypatch, capsy
     assert "'other' moved to 0" in printed["stuff_head.conv.bias"]
 
 
-def test_checkpoint_of_another_depth_is_refused(tmp_path, monkeypatch, capsys):
+def test_checkpoint_of_another_depth_is_refused(tmp_path, capsys):
     source = save_checkpoint(tmp_path / "theirs.pth", released_state("r50_fpn_20e_coco"))
     with pytest.raises(SystemExit) as stopped:
-        run_tool(monkeypatch, source, tmp_path / "ours.pth", RELEASED["r101_fpn_20e_coco"])
+        run_tool(source, tmp_path / "ours.pth", RELEASED["r101_fpn_20e_coco"])
     assert "backbone.bottom_up.res4.22.conv3.weight: not in the weights" in str(stopped.value.code)
     assert not (tmp_path / "ours.pth").exists()
 
 
-def test_other_files_are_refused(tmp_path, monkeypatch):
+def test_other_files_are_refused(tmp_path):
     config, source = RELEASED["r50_fpn_20e_coco"], tmp_path / "theirs.pth"
 
     def message() -> str:
         with pytest.raises(SystemExit) as stopped:
-            run_tool(monkeypatch, source, tmp_path / "ours.pth", config)
+            run_tool(source, tmp_path / "ours.pth", config)
         assert not (tmp_path / "ours.pth").exists()
         return str(stopped.value.code)
 
@@ -181,11 +178,11 @@ class RunsCode:
         return print, ("executed",)
 
 
-def test_checkpoint_that_would_run_code_is_refused(tmp_path, monkeypatch, capsys):
+def test_checkpoint_that_would_run_code_is_refused(tmp_path, capsys):
     source = tmp_path / "theirs.pth"
     torch.save({"state_dict": {"backbone.conv1.weight": RunsCode()}}, source)
     with pytest.raises(SystemExit, match="theirs.pth"):
-        run_tool(monkeypatch, source, tmp_path / "ours.pth", RELEASED["r50_fpn_20e_coco"])
+        run_tool(source, tmp_path / "ours.pth", RELEASED["r50_fpn_20e_coco"])
     assert "executed" not in capsys.readouterr().out
 
 

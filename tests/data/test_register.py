@@ -166,7 +166,7 @@ def test_a_malformed_register_entry_is_named(cfg, entry):
     "name, hint",
     [
         ("coco_2017_val_panoptic", "datasets/README.md"),
-        ("toy_panoptic_val", "python -m spatialflow.tools.toy"),
+        ("toy_panoptic_val", "spatialflow toy"),
     ],
 )
 def test_a_builtin_dataset_that_is_absent_says_where_it_is_expected(

@@ -81,7 +81,6 @@ def test_demo_gives_the_same_weights_each_time(monkeypatch, toy_datasets, tmp_pa
         (["--config-file", CONFIG, "SOLVER.IMS_PER_BATCH", "4"], "SOLVER.BASE_LR"),
         (["--config-file", CONFIG, "MODEL.WEIGHTS", "nowhere.pth"], "nowhere.pth"),
         (["--config-file", CONFIG, "--eval-only"], "MODEL.WEIGHTS is empty"),
-        ([], "--config-file"),
     ],
 )
 def test_mistakes_end_in_one_message(
@@ -95,6 +94,13 @@ def test_mistakes_end_in_one_message(
     assert stop.value.code.startswith("error: ")
     assert message in stop.value.code
     assert "Traceback" not in capfd.readouterr().err
+
+
+def test_no_config_is_wrong_usage(monkeypatch, capfd):
+    with pytest.raises(SystemExit) as stop:
+        here(monkeypatch)
+    assert stop.value.code == 2
+    assert "error: --config-file is missing" in capfd.readouterr().err
 
 
 def test_datasets_of_other_classes_end_in_one_message(monkeypatch, toy_datasets, tmp_path):

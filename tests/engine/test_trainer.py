@@ -14,7 +14,7 @@ from recorded_run import KilledBefore, Poison, everywhere, make_trainer, run
 from tiny_runs import tiny_config
 
 from spatialflow.engine import Trainer, build_optimizer
-from spatialflow.errors import UserError
+from spatialflow.errors import message_for_user
 
 
 @pytest.fixture(scope="module")
@@ -316,9 +316,10 @@ def test_syncbn_in_one_process_is_said_when_it_trains(toy_datasets, tmp_path, ca
 
 def test_damaged_image_is_the_users_error(toy_datasets, tmp_path):
     trainer, _ = make_trainer(tiny_config(toy_datasets, tmp_path))
-    trainer.data_loader.loader.dataset.dicts = [{"file_name": "gone.png"}] * 12
-    with pytest.raises(UserError, match=r"gone\.png"):
+    trainer.data_loader.dataset.dicts = [{"file_name": "gone.png"}] * 12
+    with pytest.raises(FileNotFoundError) as stop:
         trainer.train()
+    assert message_for_user(stop.value) == "Image gone.png is not there."
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")

@@ -9,10 +9,10 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets.cityscapes_panoptic import register_all_cityscapes_panoptic
 from tiny_runs import tiny_overrides
 
+from spatialflow.cli import run_command
 from spatialflow.config import config_dir, load_config
 from spatialflow.data import datasets_root, prepare_datasets
 from spatialflow.engine import Trainer
-from spatialflow.tools.convert.__main__ import main as convert
 
 NAMES = [f"cityscapes_fine_panoptic_{split}" for split in ("train", "val")]
 
@@ -35,7 +35,7 @@ def root(tmp_path):
 
 
 def test_preparation_training_and_evaluation(root):
-    convert(["cityscapes", "--root", str(root / "cityscapes"), "--workers", "1"])
+    run_command("convert", ["cityscapes", "--root", str(root / "cityscapes"), "--workers", "1"])
     options = {
         "DATASETS.REGISTER": "[]",
         "DATASETS.TRAIN": str((NAMES[0],)),

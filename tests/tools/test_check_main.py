@@ -3,12 +3,15 @@
 import json
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 from detectron2.data import MetadataCatalog
 from panoptic_folder import CAR
 
-from spatialflow.tools.check.__main__ import main
+from spatialflow.cli import run_command
+
+main = partial(run_command, "check")
 
 
 def arguments(folder):
@@ -144,7 +147,7 @@ def test_json_out_that_cannot_be_written(folder, capsys):
 
 
 def test_it_runs_as_a_module(folder):
-    command = [sys.executable, "-m", "spatialflow.tools.check", *arguments(folder)]
+    command = [sys.executable, "-m", "spatialflow", "check", *arguments(folder)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr

@@ -12,6 +12,7 @@ import pytest
 import torch
 import torchvision
 
+from spatialflow.cli import run_command
 from spatialflow.tools import doctor, toy
 from spatialflow.tools.doctor import Finding, Status
 
@@ -23,7 +24,7 @@ def write_module(folder: Path, name: str, code: str) -> None:
 
 
 def test_main__complete_environment__exit_status_0(capsys):
-    assert doctor.main() == 0
+    assert run_command("doctor", []) == 0
     printed = capsys.readouterr().out
     assert f"PyTorch            {torch.__version__}" in printed
     assert "Everything needed is there." in printed
@@ -31,7 +32,7 @@ def test_main__complete_environment__exit_status_0(capsys):
 
 def test_main__package_missing__exit_status_1_and_named(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "shapely", None)
-    assert doctor.main() == 1
+    assert run_command("doctor", []) == 1
     printed = capsys.readouterr().out
     assert "MISSING shapely            not installed" in printed
     assert printed.endswith("Missing: shapely.\n")
@@ -40,7 +41,7 @@ def test_main__package_missing__exit_status_1_and_named(monkeypatch, capsys):
 def test_doctor__nothing_but_the_standard_library__reports_all_missing(tmp_path):
     environment = {**os.environ, "DETECTRON2_DATASETS": str(tmp_path / "nowhere")}
     environment.pop("PYTHONPATH", None)
-    without_packages = [sys.executable, "-S", "-m", "spatialflow.tools.doctor"]
+    without_packages = [sys.executable, "-S", "-m", "spatialflow", "doctor"]
     done = subprocess.run(
         without_packages, cwd=ROOT, env=environment, capture_output=True, text=True
     )

@@ -2,6 +2,7 @@
 
 import json
 import math
+from functools import partial
 
 import cv2
 import numpy as np
@@ -10,9 +11,12 @@ from panoptic_scenes import CATEGORIES, segment, write_panoptic
 from panopticapi.utils import id2rgb
 from raw_scenes import evaluate_noisy
 
+from spatialflow.cli import run_command
 from spatialflow.saved.predictions import PanopticFolder
 from spatialflow.saved.raw_outputs import RawOutputs
-from spatialflow.tools.explain import MISTAKES, as_text, best_merge, explain, main
+from spatialflow.tools.explain import MISTAKES, as_text, best_merge, explain
+
+main = partial(run_command, "explain")
 
 GRASS, CAT, DOG, SKY = (c["id"] for c in CATEGORIES)
 THINGS = frozenset((CAT, DOG))

@@ -4,17 +4,20 @@ import csv
 import json
 import subprocess
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
 from panoptic_scenes import CATEGORIES, random_image, segment, write_panoptic, write_results
 from panopticapi.evaluation import pq_compute
 
+from spatialflow.cli import run_command
 from spatialflow.data import Categories
 from spatialflow.evaluation.scoring import score_folder
 from spatialflow.saved.dataset import SavedDataset
 from spatialflow.saved.predictions import PanopticFolder
-from spatialflow.tools import score
+
+main = partial(run_command, "score")
 
 
 @pytest.fixture(scope="module")
@@ -184,7 +187,7 @@ def test_categories_may_be_those_of_a_registration(folders):
 
 def test_command_writes_table_json_and_csv(random_folders, tmp_path, capsys):
     out = {kind: str(tmp_path / f"out.{kind}") for kind in ("json", "csv")}
-    status = score.main(
+    status = main(
         [*arguments(*random_folders), "--per-class", "--bootstrap", "50", "--workers", "1"]
         + ["--json-out", out["json"], "--csv-out", out["csv"]]
     )
@@ -214,9 +217,9 @@ def test_command_takes_a_saved_evaluation(random_folders, tmp_path, capsys):
     (saved / "panoptic_predictions").symlink_to(predictions.root)
     (saved / "panoptic_predictions.json").symlink_to(predictions.json)
     SavedDataset("mine", str(tmp_path), truth.root, truth.json).save(str(saved))
-    assert score.main([str(saved), "--workers", "1"]) == 0
+    assert main([str(saved), "--workers", "1"]) == 0
     assert "mine, 24 images" in capsys.readouterr().out
-    assert score.main([predictions.json, "--dataset", str(saved / "dataset.json")]) == 0
+    assert main([predictions.json, "--dataset", str(saved / "dataset.json")]) == 0
     assert "mine, 24 images" in capsys.readouterr().out
 
 
@@ -224,7 +227,7 @@ def test_command_takes_a_registered_name(toy_datasets, tmp_path, monkeypatch, ca
     monkeypatch.setenv("DETECTRON2_DATASETS", str(toy_datasets))
     toy = toy_datasets / "toy"
     arguments = [str(toy / "panoptic_val.json"), "--dataset", "toy_panoptic_val", "--workers", "1"]
-    assert score.main(arguments) == 0
+    assert main(arguments) == 0
     printed = capsys.readouterr().out
     assert "toy_panoptic_val, 3 images" in printed and "100.00" in printed
 
@@ -233,7 +236,6 @@ def test_command_takes_a_registered_name(toy_datasets, tmp_path, monkeypatch, ca
     "change, message",
     [
         (lambda a: a[:1], "Which ground truth"),
-        (lambda a: [*a, "--dataset", "x"], "not both"),
         (lambda a: [a[0], "--dataset", a[2]], "does not describe a dataset"),
         (lambda a: ["nowhere.json", *a[1:]], "nowhere"),
         (lambda a: [*a[:3], "--panoptic", "nowhere"], "Folder nowhere"),
@@ -242,8 +244,15 @@ def test_command_takes_a_registered_name(toy_datasets, tmp_path, monkeypatch, ca
 )
 def test_mistakes_end_in_one_message(random_folders, change, message):
     with pytest.raises(SystemExit, match=message) as stop:
-        score.main(change(arguments(*random_folders)))
+        main(change(arguments(*random_folders)))
     assert stop.value.code.startswith("error: ")
+
+
+def test_two_ground_truths_are_wrong_usage(random_folders, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([*arguments(*random_folders), "--dataset", "x"])
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == "error: Give --json or --dataset, not both.\n"
 
 
 def test_scoring_files_loads_neither_torch_nor_detectron2():

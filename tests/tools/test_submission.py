@@ -2,6 +2,7 @@
 
 import json
 import zipfile
+from functools import partial
 
 import cv2
 import numpy as np
@@ -14,6 +15,7 @@ from raw_scenes import evaluate_noisy
 from stand_ins import Branches
 from tiny_runs import tiny_config, tiny_overrides
 
+from spatialflow.cli import run_command
 from spatialflow.config import config_dir, load_config
 from spatialflow.data import load_dataset_dicts, prepare_datasets
 from spatialflow.data.register import register_unannotated
@@ -22,8 +24,10 @@ from spatialflow.engine import Trainer
 from spatialflow.evaluation import PanopticGroundTruth, build_evaluator
 from spatialflow.saved.raw_outputs import RawOutputs
 from spatialflow.tools.convert import convert_cityscapes
-from spatialflow.tools.submission import main, pack_panoptic
+from spatialflow.tools.submission import pack_panoptic
 from spatialflow.tools.sweep import tasks_of
+
+main = partial(run_command, "submit")
 
 NAME = "panoptic_test-dev2017_ours_results"
 

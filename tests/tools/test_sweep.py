@@ -4,14 +4,18 @@ import csv
 import json
 import os
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 from raw_scenes import MERGE, evaluate_noisy
 
+from spatialflow.cli import run_command
 from spatialflow.modeling.panoptic import HeuristicMerge
 from spatialflow.saved.raw_outputs import INDEX, RawOutputs
-from spatialflow.tools.sweep import combinations, main, rows_of, sweep
+from spatialflow.tools.sweep import combinations, rows_of, sweep
+
+main = partial(run_command, "sweep")
 
 OWN = {
     "score_thresh": 0.4,

@@ -33,7 +33,7 @@ def test_the_bytes_are_the_pinned_ones(toy_root):
 
 
 def test_the_command_line_writes_the_same(toy_root, tmp_path):
-    command = [sys.executable, "-m", "spatialflow.tools.toy", "--root", str(tmp_path)]
+    command = [sys.executable, "-m", "spatialflow", "toy", "--root", str(tmp_path)]
     subprocess.run([*command, "--train", "12", "--val", "6"], check=True, capture_output=True)
     assert folder_digest(tmp_path) == folder_digest(toy_root)
 

@@ -11,7 +11,7 @@ def as_markdown(results: dict[str, Any]) -> str:
     """Tables of end-to-end times, stages and training, under a line on device and settings.
 
     Args:
-        results: what :func:`spatialflow.tools.benchmark.__main__.measure` returns.
+        results: what :func:`spatialflow.tools.benchmark.command.measure` returns.
     """
     versions = ", ".join(f"{k} {v}" for k, v in results["versions"].items())
     head = f"{results['date']}, {results['device']}, {results['threads']} threads, {versions}."

@@ -1,7 +1,7 @@
 """Check a dataset in COCO panoptic format before training on it.
 
-Every problem is collected, whatever the files hold; ``python -m spatialflow.tools.check`` is the
-command. Entries of the JSON are checked in :mod:`.entries`, files in :mod:`.files`.
+Every problem is collected, whatever the files hold; ``spatialflow check`` is the command. Entries
+of the JSON are checked in :mod:`.entries`, files in :mod:`.files`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Converters of datasets into COCO panoptic format: ``python -m spatialflow.tools.convert``."""
+"""Converters of datasets into COCO panoptic format: ``spatialflow convert``."""
 
 from .ade20k import convert_ade20k
 from .cityscapes import convert_cityscapes

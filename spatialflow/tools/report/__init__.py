@@ -1,4 +1,4 @@
-"""A page to look at an evaluation: ``python -m spatialflow.tools.report RESULTS`` writes it."""
+"""A page to look at an evaluation: ``spatialflow report RESULTS`` writes it."""
 
 from .content import build_content
 from .page import write_page

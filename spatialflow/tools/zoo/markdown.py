@@ -13,8 +13,8 @@ from .results import DETECTION_RESULTS, PANOPTIC_RESULTS, Metrics, Result
 _HEAD = """\
 # Model zoo
 
-Made by `python -m spatialflow.model_zoo > MODEL_ZOO.md` from the configs and
-`spatialflow/model_zoo/results.py`; change it there.
+Made by `spatialflow zoo > MODEL_ZOO.md` from the configs and
+`spatialflow/tools/zoo/results.py`; change it there.
 
 *Published* are the papers' numbers: tables and figures of the journal paper ("SpatialFlow: Bridging
 All Tasks for Panoptic Segmentation", TCSVT 2020) and, as "Report", those of the COCO 2019 challenge

@@ -1,11 +1,15 @@
 """ADE20K's semantic and instance PNGs into COCO panoptic format."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 from converted import content, first_sample, maps, problems, save, save_noise
 
+from spatialflow.cli import run_command
 from spatialflow.tools.convert import ade20k, convert_ade20k
-from spatialflow.tools.convert.__main__ import main
+
+main = partial(run_command, "convert")
 
 WALL, SKY, BED, CAR, FLAG = 1, 3, 8, 21, 150
 CHALLENGE = {"BED": 1, "CAR": 9, "FLAG": 100}  # classes of the instance challenge

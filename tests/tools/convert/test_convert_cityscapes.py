@@ -1,6 +1,7 @@
 """Cityscapes from its polygons, through Cityscapes' scripts, to Detectron2's names."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -9,10 +10,12 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets.cityscapes_panoptic import register_all_cityscapes_panoptic
 from PIL import Image
 
+from spatialflow.cli import run_command
 from spatialflow.data import dataset_categories, load_dataset_dicts
 from spatialflow.data.targets import read_panoptic_png
 from spatialflow.tools.convert import convert_cityscapes
-from spatialflow.tools.convert.__main__ import main
+
+main = partial(run_command, "convert")
 
 CITIES = {"train": ("aachen", "ulm"), "val": ("munster",)}
 HEIGHT, WIDTH = 20, 30

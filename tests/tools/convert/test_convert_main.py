@@ -4,22 +4,26 @@ import re
 import shlex
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from spatialflow.tools.convert.__main__ import _parser, main
+from spatialflow.cli import run_command
+from spatialflow.tools.convert.command import parser
+
+main = partial(run_command, "convert")
 
 README = Path(__file__).parents[3] / "datasets" / "README.md"
 
 
 def test_the_commands_of_the_readme_are_understood():
     text = README.read_text().replace("\\\n", " ")
-    commands = re.findall(r"python -m spatialflow\.tools\.convert ([^\n`]*)", text)
+    commands = re.findall(r"spatialflow convert ([^\n`]*)", text)
     complete = [c for c in commands if "..." not in c and "--help" not in c]
     assert {c.split()[0] for c in complete} == {"cityscapes", "mapillary", "ade20k", "pairs"}
     for command in complete:
-        _parser().parse_args(shlex.split(command))
+        parser().parse_args(shlex.split(command))
 
 
 @pytest.mark.parametrize(
@@ -62,7 +66,7 @@ def test_missing_data_is_one_message(command, message, tmp_path, monkeypatch):
 
 
 def test_it_runs_as_a_module(tmp_path):
-    command = [sys.executable, "-m", "spatialflow.tools.convert", "ade20k", "--root", str(tmp_path)]
+    command = [sys.executable, "-m", "spatialflow", "convert", "ade20k", "--root", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "objectInfo150.txt is not there" in done.stderr

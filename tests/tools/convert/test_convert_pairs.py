@@ -2,6 +2,7 @@
 
 import json
 import os
+from functools import partial
 
 import numpy as np
 import pytest
@@ -9,9 +10,11 @@ from converted import content, first_sample, maps, problems, save, save_noise
 from PIL import Image
 from pycocotools import mask as mask_util
 
+from spatialflow.cli import run_command
 from spatialflow.data.targets import read_panoptic_png
 from spatialflow.tools.convert import Dataset, Pairs, convert_pairs
-from spatialflow.tools.convert.__main__ import main
+
+main = partial(run_command, "convert")
 
 SKY, ROAD, CAR, PERSON = 1, 2, 300, 4  # 300: semantic PNGs of 16 bits
 CATEGORIES = [

@@ -6,22 +6,22 @@ import json
 import math
 import os
 import re
-import runpy
-import sys
 from dataclasses import replace
+from functools import partial
 
 import cv2
 import numpy as np
 import pytest
 from saved_run import EVIL, IDS
 
-from spatialflow.errors import UserError
+from spatialflow.cli import run_command
 from spatialflow.tools.report import build_content, read_saved
-from spatialflow.tools.report.__main__ import main
 from spatialflow.tools.report.content import best_and_worst
 from spatialflow.tools.report.outcomes import match_image
 from spatialflow.tools.report.page import render_page
 from spatialflow.tools.report.pictures import MAX_SIDE, draw_image, encode_runs
+
+main = partial(run_command, "report")
 
 
 @pytest.fixture
@@ -165,7 +165,7 @@ def test_command(results, tmp_path, capsys):
 def test_command__input_is_not_overwritten(own_results, name):
     (path,) = own_results.glob(name)
     before = path.read_bytes()
-    with pytest.raises(UserError, match="would be written over the input"):
+    with pytest.raises(SystemExit, match="would be written over the input"):
         main([str(own_results), "--output", str(path), "--workers", "1"])
     assert path.read_bytes() == before
 
@@ -176,8 +176,6 @@ def test_command__pictures_are_bounded(results, capsys):
     assert "a whole number from 0 to 25, not 26" in capsys.readouterr().err
 
 
-def test_command__one_message_without_traceback(tmp_path, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["report", str(tmp_path)])
-    monkeypatch.delitem(sys.modules, main.__module__)
+def test_command__one_message_without_traceback(tmp_path):
     with pytest.raises(SystemExit, match=r"error: .*TEST.SAVE_PREDICTIONS True"):
-        runpy.run_module("spatialflow.tools.report", run_name="__main__")
+        main([str(tmp_path)])

@@ -1,4 +1,4 @@
-"""``python -m spatialflow.tools.convert``: make a dataset ready for training and evaluation."""
+"""``spatialflow convert``: make a dataset ready for training and evaluation."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 
 from spatialflow.data.register import datasets_root
-from spatialflow.errors import exit_on_user_error, reading_user_input
+from spatialflow.utils.command_parser import CommandParser
 
 from . import ade20k, cityscapes, mapillary
 from .compose import UNCOVERED
@@ -16,16 +16,25 @@ from .pairs import Pairs, convert_pairs
 from .writer import Dataset
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Command line: a converter and its arguments. Wrong input exits with status 1."""
-    args = _parser().parse_args(argv)
-    with exit_on_user_error(), reading_user_input():
-        args.run(args)
+def run(args: argparse.Namespace) -> None:
+    """Run one of the converters."""
+    args.convert(args)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m spatialflow.tools.convert",
+EXAMPLES = """
+%(prog)s cityscapes
+%(prog)s mapillary --version v2.0 --max-size 2048
+%(prog)s ade20k
+%(prog)s pairs --images train --categories categories.json --semantic labels \\
+  --instances instances.json --output panoptic_train
+"""
+
+
+def parser() -> CommandParser:
+    """A converter and its arguments."""
+    parser = CommandParser(
+        prog="spatialflow convert",
+        examples=EXAMPLES,
         description="Make a dataset ready for training and evaluation. A run that was killed goes "
         "on where it ended when the command is given again. datasets/README.md shows the folder "
         "layouts.",
@@ -41,13 +50,15 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_cityscapes(converters: argparse._SubParsersAction) -> None:
-    parser = converters.add_parser("cityscapes", help="from leftImg8bit and gtFine")
+    parser = converters.add_parser(
+        "cityscapes", help="from leftImg8bit and gtFine", examples="%(prog)s"
+    )
     _add_root(parser, "cityscapes")
     _add_splits(parser, cityscapes.SPLITS)
-    parser.set_defaults(run=_run_cityscapes)
+    parser.set_defaults(convert=_convert_cityscapes)
 
 
-def _run_cityscapes(args: argparse.Namespace) -> None:
+def _convert_cityscapes(args: argparse.Namespace) -> None:
     for dataset in cityscapes.convert_cityscapes(args.root, args.splits, args.workers):
         print(f"{dataset.name} is ready.")
     if os.path.realpath(args.root) != os.path.realpath(_default_root("cityscapes")):
@@ -58,7 +69,11 @@ def _run_cityscapes(args: argparse.Namespace) -> None:
 
 
 def _add_mapillary(converters: argparse._SubParsersAction) -> None:
-    parser = converters.add_parser("mapillary", help="Mapillary Vistas, panoptic, v1.2 or v2.0")
+    parser = converters.add_parser(
+        "mapillary",
+        help="Mapillary Vistas, panoptic, v1.2 or v2.0",
+        examples="%(prog)s --version v2.0 --max-size 2048",
+    )
     _add_root(parser, "mapillary_vistas")
     parser.add_argument("--version", choices=mapillary.JSON_NAMES, required=True)
     _add_splits(parser, mapillary.SPLITS)
@@ -70,7 +85,7 @@ def _add_mapillary(converters: argparse._SubParsersAction) -> None:
         "have up to 22 megapixels, most of which training decodes for nothing",
     )
     parser.set_defaults(
-        run=lambda args: _print_register(
+        convert=lambda args: _print_register(
             mapillary.convert_mapillary(
                 args.root, args.version, args.splits, args.max_size, args.workers
             )
@@ -79,20 +94,32 @@ def _add_mapillary(converters: argparse._SubParsersAction) -> None:
 
 
 def _add_ade20k(converters: argparse._SubParsersAction) -> None:
-    parser = converters.add_parser("ade20k", help="ADEChallengeData2016 with annotations_instance")
+    parser = converters.add_parser(
+        "ade20k", help="ADEChallengeData2016 with annotations_instance", examples="%(prog)s"
+    )
     _add_root(parser, "ADEChallengeData2016")
     _add_splits(parser, ade20k.SPLITS)
     parser.set_defaults(
-        run=lambda args: _print_register(
+        convert=lambda args: _print_register(
             ade20k.convert_ade20k(args.root, args.splits, args.workers)
         )
     )
+
+
+_PAIRS_EXAMPLES = """
+%(prog)s --images train --categories categories.json --semantic labels \\
+  --instances instances.json --output panoptic_train
+# polygons alone, with the categories of the same JSON
+%(prog)s --images FOLDER --categories coco.json --instances coco.json --things car person \\
+  --output panoptic
+"""
 
 
 def _add_pairs(converters: argparse._SubParsersAction) -> None:
     parser = converters.add_parser(
         "pairs",
         help="semantic PNGs and instances, or an instances JSON alone",
+        examples=_PAIRS_EXAMPLES,
         description="Values of semantic PNGs and category_ids of the instances are ids of the "
         "categories. Things come from the instances and lie above all stuff. Where instances "
         "overlap, the smaller one is on top; crowd regions are below the others.",
@@ -141,10 +168,10 @@ def _add_pairs(converters: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--output", required=True, metavar="DIR", help="folder of PNGs; the JSON is DIR.json"
     )
-    parser.set_defaults(run=_run_pairs)
+    parser.set_defaults(convert=_convert_pairs)
 
 
-def _run_pairs(args: argparse.Namespace) -> None:
+def _convert_pairs(args: argparse.Namespace) -> None:
     tuples = {"void": tuple(args.void), "things": tuple(args.things) if args.things else None}
     others = {f.name: getattr(args, f.name) for f in fields(Pairs) if f.name not in tuples}
     pairs = Pairs(**others, **tuples)
@@ -184,7 +211,3 @@ def _positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text} is not above 0")
     return value
-
-
-if __name__ == "__main__":
-    main()

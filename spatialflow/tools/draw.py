@@ -1,9 +1,4 @@
-#!/usr/bin/env python
-"""Pictures of image, ground truth and prediction side by side, for images of a dataset.
-
-python tools/draw_results.py --config-file C --output DIR [--dataset NAME] [--num-images 8] \
-    [--opts MODEL.WEIGHTS W ...]
-"""
+"""Pictures of image, ground truth and prediction side by side, for images of a dataset."""
 
 from __future__ import annotations
 
@@ -15,17 +10,18 @@ import cv2
 import numpy as np
 import torch
 from detectron2.data import Metadata
-from detectron2.data.detection_utils import read_image
 from detectron2.utils.visualizer import Visualizer
 from tqdm import tqdm
 
-from spatialflow import Predictor
 from spatialflow.config import load_config
 from spatialflow.data import load_dataset_dicts, prepare_datasets
+from spatialflow.data.mapper import read_image
 from spatialflow.data.targets import read_panoptic_png
-from spatialflow.errors import exit_on_user_error, reading_user_input
-from spatialflow.inference.predictor import drawn_size, resize_labels
+from spatialflow.errors import UsageError
+from spatialflow.inference.predictor import Predictor, drawn_size, resize_labels
 from spatialflow.paths import refuse_overwriting
+from spatialflow.utils.command_parser import CommandParser, add_import_argument
+from spatialflow.utils.files import write_image
 
 MIN_HEIGHT = 400
 """Smaller images are enlarged before drawing, so that the labels can be read."""
@@ -100,29 +96,39 @@ def draw_results(predictor: Predictor, entries: list[dict[str, Any]], output: Pa
             "prediction": draw_panoptic(rgb, panoptic.cpu().numpy(), segments, metadata),
         }
         path = path_of_picture(entry, output)
-        cv2.imwrite(str(path), side_by_side(panels)[:, :, ::-1])
+        write_image(str(path), side_by_side(panels)[:, :, ::-1])
 
 
-def main() -> None:
-    """Parse the arguments and draw."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+EXAMPLES = """
+%(prog)s --config-file configs/toy/spatialflow_toy.yaml --output pictures --num-images 4 \\
+  --opts MODEL.WEIGHTS output/toy/model_final.pth
+"""
+
+
+def parser() -> CommandParser:
+    """A config, a dataset, and where to write."""
+    parser = CommandParser(
+        prog="spatialflow draw",
+        examples=EXAMPLES,
+        description="Image, ground truth and prediction side by side, for images of a dataset.",
+    )
+    add_import_argument(parser)
     parser.add_argument("--config-file", required=True)
     parser.add_argument("--output", required=True, type=Path, help="folder of the pictures")
     parser.add_argument("--dataset", help="default: the first of DATASETS.TEST")
     parser.add_argument("--num-images", type=int, default=8)
     parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs")
-    args = parser.parse_args()
-    with exit_on_user_error():
-        with reading_user_input():
-            cfg = load_config(args.config_file, args.opts)
-            if args.dataset:
-                cfg.DATASETS.TEST = (args.dataset,)
-            prepare_datasets(cfg, splits=["TEST"])
-            entries = entries_to_draw(cfg.DATASETS.TEST[0], args.output, args.num_images)
-            predictor = Predictor(cfg)
-        draw_results(predictor, entries, args.output)
+    return parser
+
+
+def run(args: argparse.Namespace) -> None:
+    """Draw."""
+    cfg = load_config(args.config_file, args.opts)
+    if args.dataset:
+        cfg.DATASETS.TEST = (args.dataset,)
+    if not cfg.DATASETS.TEST:
+        raise UsageError("DATASETS.TEST of the config is empty: name a dataset with --dataset.")
+    prepare_datasets(cfg, splits=["TEST"])
+    entries = entries_to_draw(cfg.DATASETS.TEST[0], args.output, args.num_images)
+    draw_results(Predictor(cfg), entries, args.output)
     print(f"Pictures are in {args.output}")
-
-
-if __name__ == "__main__":
-    main()

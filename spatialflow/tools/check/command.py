@@ -1,11 +1,10 @@
-"""``python -m spatialflow.tools.check``: can this dataset be trained on?"""
+"""``spatialflow check``: can this dataset be trained on?"""
 
 from __future__ import annotations
 
 import argparse
 import os
 import sys
-from collections.abc import Sequence
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
@@ -16,20 +15,22 @@ from spatialflow.data.register import (
     load_dataset_dicts,
     register_entries,
 )
+from spatialflow.errors import UsageError
 from spatialflow.paths import refuse_overwriting
+from spatialflow.utils.command_parser import CommandParser
 
 from . import Problem, check_dataset
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Command line.
+def run(args: argparse.Namespace) -> int:
+    """Check and report.
 
     Returns:
-        Exit status: 0 when the dataset can be trained on, 1 when it has errors. Wrong usage exits
-        with status 2.
+        0 when the dataset can be trained on, 1 when it has errors.
+
+    Raises:
+        UsageError: it cannot be checked, or the report cannot be written.
     """
-    parser = _parser()
-    args = parser.parse_args(argv)
     # File names may hold what the terminal cannot show.
     sys.stdout.reconfigure(errors="backslashreplace")
     try:
@@ -38,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             read = [files.panoptic_json, args.config_file]
             refuse_overwriting([args.json_out], filter(None, read), "--json-out")
     except (OSError, ValueError) as e:
-        parser.error(str(e))
+        raise UsageError(str(e)) from e
     report = check_dataset(files, args.workers, progress=True)
     report.problems += _separated_problems(args.name)
     print(report.as_text(args.verbose))
@@ -46,13 +47,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             report.write_json(args.json_out)
         except OSError as e:
-            parser.error(f"--json-out: {e}")
+            raise UsageError(f"--json-out: {e}") from e
     return 0 if report.trainable else 1
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m spatialflow.tools.check",
+EXAMPLES = """
+%(prog)s coco_2017_val_panoptic
+%(prog)s streets_train --config-file streets.yaml
+%(prog)s --json mine.json --images /data/mine --panoptic /data/mine_png
+"""
+
+
+def parser() -> CommandParser:
+    """A dataset and what to write."""
+    parser = CommandParser(
+        prog="spatialflow check",
+        examples=EXAMPLES,
         description="Check a dataset in COCO panoptic format. Exit status: 0 when it can be "
         "trained on (there may be warnings), 1 when it has errors, 2 for wrong usage.",
     )
@@ -86,7 +96,3 @@ def _separated_problems(name: str | None) -> list[Problem]:
     except Exception as e:  # Detectron2 asserts what it needs, with errors of many kinds
         return [Problem("not_loadable", name, f"{type(e).__name__}: {e}"[:500])]
     return []
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,7 +1,5 @@
 """Time SpatialFlow R50 and Detectron2's Panoptic FPN R50, in one process and in turn.
 
-    python tools/benchmark.py [--device cpu|cuda] [--json-out F] [--markdown F] [--quick]
-
 End to end (image in, panoptic map and segments out, batch 1), in batches of 8, stage by stage
 beside what the arithmetic and the memory of the device allow, view by view in multi-scale testing,
 and in training.
@@ -13,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -23,28 +20,28 @@ import torch
 import torchvision
 
 import spatialflow
+from spatialflow.errors import UsageError
+from spatialflow.utils.command_parser import CommandParser, add_import_argument
 
 from .floors import measure_rates
 from .measure import by_batch, by_stage, by_view, end_to_end, merges, training
 from .subjects import BASELINE, CONFIGS, build
 from .tables import as_markdown
 
+_NOT_SETTINGS = ("json_out", "markdown", "modules", "debug")
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Command line."""
-    args = parse(argv)
-    results = measure(args)
-    text = as_markdown(results)
-    print(text)
-    if args.json_out:
-        args.json_out.write_text(json.dumps(results, indent=1) + "\n")
-    if args.markdown:
-        args.markdown.write_text(text)
+EXAMPLES = """
+%(prog)s --quick
+%(prog)s --device cuda --json-out speed.json --markdown speed.md
+"""
 
 
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The arguments; ``--quick`` changes the defaults of the others."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+def parser() -> CommandParser:
+    """``--quick`` changes the defaults of the others."""
+    parser = CommandParser(
+        prog="spatialflow benchmark", examples=EXAMPLES, description=__doc__.split("\n")[0]
+    )
+    add_import_argument(parser)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument(
         "--config-file",
@@ -64,7 +61,23 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=1, help="in training")
     parser.add_argument("--json-out", type=Path, help="file for the numbers")
     parser.add_argument("--markdown", type=Path, help="file for the tables")
-    args = parser.parse_args(argv)
+    return parser
+
+
+def run(args: argparse.Namespace) -> None:
+    """Measure, print the tables, and write what the arguments ask for."""
+    _complete(args)
+    results = measure(args)
+    text = as_markdown(results)
+    print(text)
+    if args.json_out:
+        args.json_out.write_text(json.dumps(results, indent=1) + "\n")
+    if args.markdown:
+        args.markdown.write_text(text)
+
+
+def _complete(args: argparse.Namespace) -> None:
+    """Fill in the defaults that depend on ``--quick``."""
     runs, heights = (5, [160]) if args.quick else (50, [800, 600, 400])
     training_runs, view_runs = (2, 2) if args.quick else (10, 3)
     args.runs = args.runs or runs
@@ -72,8 +85,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     args.training_runs = training_runs if args.training_runs is None else args.training_runs
     args.view_runs = view_runs if args.view_runs is None else args.view_runs
     if args.runs < 2 or 1 in (args.training_runs, args.view_runs):
-        parser.error("there are no quartiles of a single run; give at least 2")
-    return args
+        raise UsageError("There are no quartiles of a single run; give at least 2.")
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
@@ -111,7 +123,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             "Detectron2": detectron2.__version__,
             "SpatialFlow": spatialflow.__version__,
         },
-        "settings": {k: v for k, v in vars(args).items() if k not in ("json_out", "markdown")},
+        "settings": {k: v for k, v in vars(args).items() if k not in _NOT_SETTINGS},
         "rates": vars(rates),
         "end_to_end": rows,
         "batches": batches,
@@ -129,7 +141,3 @@ def _device_name(device: str) -> str:
     names = lines.read_text().splitlines() if lines.exists() else []
     found = (x.split(":")[1].strip() for x in names if x.startswith("model name"))
     return next(found, platform.processor() or platform.machine())
-
-
-if __name__ == "__main__":
-    main()

@@ -1,9 +1,4 @@
-#!/usr/bin/env python
 """Convert a checkpoint that SpatialFlow's authors released into one of Detectron2's for this model.
-
-    tools/convert_official_checkpoint.py spatialflow_r50.pth \\
-        weights/released/spatialflow_R_50_20e.pth \\
-        --config-file configs/released/spatialflow_R_50_20e.yaml
 
 It reads tensors only, prints what went where, and writes nothing unless the weights fill the
 config's model completely.
@@ -33,8 +28,8 @@ from spatialflow.checkpoint.official import (
 )
 from spatialflow.config import load_config
 from spatialflow.data import dataset_categories, prepare_datasets
-from spatialflow.errors import exit_on_user_error, reading_user_input
 from spatialflow.paths import refuse_overwriting
+from spatialflow.utils.command_parser import CommandParser
 from spatialflow.utils.files import atomic_write
 
 REORDERED = {CLS: "anchors reordered", REG: "anchors reordered", STUFF: "'other' moved to 0"}
@@ -80,24 +75,28 @@ def table(state: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> str:
     return tabulate(rows, headers=["theirs", "ours", "shape", "change"])
 
 
-def main() -> None:
-    """Read, convert, write."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+EXAMPLES = """
+%(prog)s spatialflow_r50.pth weights/released/spatialflow_R_50_20e.pth \\
+  --config-file configs/released/spatialflow_R_50_20e.yaml
+"""
+
+
+def parser() -> CommandParser:
+    """The two checkpoints and the config."""
+    parser = CommandParser(
+        prog="spatialflow convert-checkpoint", examples=EXAMPLES, description=__doc__
     )
     parser.add_argument("input", help="the authors' .pth file")
     parser.add_argument("output", type=Path, help="the .pth file to write")
     parser.add_argument("--config-file", required=True, help="one of configs/released/")
-    args = parser.parse_args()
-    with exit_on_user_error():
-        with reading_user_input():
-            refuse_overwriting([args.output], [args.input, args.config_file], "output")
-            weights = convert(args.input, args.config_file)
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(str(args.output), "wb") as f:
-            torch.save({"model": weights, "__author__": "SpatialFlow's authors, converted"}, f)
+    return parser
+
+
+def run(args: argparse.Namespace) -> None:
+    """Read, convert, write."""
+    refuse_overwriting([args.output], [args.input, args.config_file], "output")
+    weights = convert(args.input, args.config_file)
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(str(args.output), "wb") as f:
+        torch.save({"model": weights, "__author__": "SpatialFlow's authors, converted"}, f)
     print(f"{len(weights)} tensors written to {args.output}")
-
-
-if __name__ == "__main__":
-    main()

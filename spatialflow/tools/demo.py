@@ -1,0 +1,165 @@
+"""``spatialflow demo`` and ``demo.py``: panoptic pictures of your pictures."""
+
+from __future__ import annotations
+
+import argparse
+import glob
+import json
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+from panopticapi.utils import id2rgb
+from tqdm import tqdm
+
+from spatialflow.config import load_config
+from spatialflow.data.mapper import read_image
+from spatialflow.errors import UserError, message_for_user
+from spatialflow.inference.predictor import Predictor
+from spatialflow.paths import refuse_overwriting
+from spatialflow.utils.command_parser import CommandParser, add_import_argument
+from spatialflow.utils.files import write_image
+
+IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm")
+PICTURE, IDS, SEGMENTS = "_panoptic.png", "_ids.png", "_segments.json"
+"""What a name of a result ends with."""
+
+
+EXAMPLES = """
+%(prog)s --input street.jpg photos/ --output drawn --config-file configs/toy/spatialflow_toy.yaml \\
+  --opts MODEL.WEIGHTS output/toy/model_final.pth
+# segments and maps of ids too
+%(prog)s --input 'photos/*.png' --output drawn --json --config-file C --opts MODEL.WEIGHTS W
+"""
+
+
+def parser() -> CommandParser:
+    """The pictures, a config, and where to write."""
+    parser = CommandParser(
+        prog="spatialflow demo", examples=EXAMPLES, description="Segment pictures."
+    )
+    add_import_argument(parser)
+    parser.add_argument(
+        "--input", nargs="+", required=True, help="image files, folders of images, or globs"
+    )
+    parser.add_argument("--output", required=True, type=Path, help="folder of the results")
+    parser.add_argument("--config-file", required=True, help="config the weights belong to")
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="also write NAME_segments.json and NAME_ids.png, the map of ids in COCO's coding",
+    )
+    parser.add_argument(
+        "--opts",
+        nargs=argparse.REMAINDER,
+        default=[],
+        help="KEY VALUE overrides, last on the line, such as MODEL.WEIGHTS w.pth MODEL.DEVICE cpu",
+    )
+    return parser
+
+
+def find_images(inputs: list[str], output: Path) -> list[Path]:
+    """Files named by files, folders and globs, each once.
+
+    Args:
+        inputs: of the command line.
+        output: folder of the results; what a folder or glob finds there may be a result.
+
+    Raises:
+        FileNotFoundError: an input names nothing.
+        ValueError: a folder or glob finds images in the folder of the results.
+    """
+    results = output.resolve()
+    found: dict[Path, None] = {}
+    for name in inputs:
+        path = Path(name)
+        if path.is_dir():
+            files = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_ENDINGS)
+        else:
+            files = [path] if path.is_file() else sorted(map(Path, glob.glob(name, recursive=True)))
+        if not files:
+            raise FileNotFoundError(f"--input {name}: there is no image.")
+        if not path.is_file() and any(file.parent.resolve() == results for file in files):
+            raise ValueError(
+                f"--input {name} finds images in --output {output}, where the results of a run "
+                "would be the images of the next one; give another --output."
+            )
+        found.update(dict.fromkeys(files))
+    return list(found)
+
+
+def output_names(images: list[Path]) -> list[str]:
+    """A name for the results of each image: its own, with a number where that is taken."""
+    names: dict[str, None] = {}
+    for image in images:
+        name, number = image.stem, 2
+        while name in names:
+            name, number = f"{image.stem}_{number}", number + 1
+        names[name] = None
+    return list(names)
+
+
+def paths_of_results(output: Path, as_json: bool) -> list[str]:
+    """The files that :func:`segment` writes."""
+    return [f"{output}{ending}" for ending in (PICTURE, *((IDS, SEGMENTS) if as_json else ()))]
+
+
+def segment(predictor: Predictor, image: np.ndarray, output: Path, as_json: bool) -> None:
+    """Write the panoptic picture of an image, and its segments if wanted.
+
+    Args:
+        predictor: the model.
+        image: (H, W, 3) uint8 in BGR order.
+        output: path of the results, to which their endings are added.
+        as_json: whether segments and map of ids are wanted.
+    """
+    result = predictor.panoptic(image)
+    write_image(f"{output}{PICTURE}", predictor.draw(image, result))
+    if as_json:
+        if "panoptic_seg" not in result:
+            raise UserError("--json needs segments; this config's model makes instances only.")
+        ids = result["panoptic_seg"][0].cpu().numpy()
+        write_image(f"{output}{IDS}", id2rgb(ids)[:, :, ::-1])
+        segments = predictor.segments(result)
+        Path(f"{output}{SEGMENTS}").write_text(json.dumps(segments, indent=2))
+
+
+def problem_of(
+    predictor: Predictor, image_file: Path, output: Path, args: argparse.Namespace
+) -> str | None:
+    """Read and segment an image; why that failed, or None. See :func:`segment`."""
+    try:
+        image = read_image(str(image_file), "BGR")
+    except (ValueError, OSError) as e:
+        return str(e)
+    try:
+        segment(predictor, image, output, args.json)
+    except (RuntimeError, MemoryError, cv2.error) as e:  # such as too little memory for the image
+        if args.debug:
+            raise
+        return f"{image_file} cannot be segmented: {type(e).__name__}: {e} (--debug shows where)"
+    except (ValueError, OSError) as e:
+        message = message_for_user(e)
+        if message is None:  # a bug, which ends the run
+            raise
+        return f"{image_file} cannot be segmented: {message}"
+    return None
+
+
+def run(args: argparse.Namespace) -> int:
+    """Segment the pictures; returns the exit code, 1 when one could not be read or segmented."""
+    images = find_images(args.input, args.output)
+    outputs = [args.output / name for name in output_names(images)]
+    written = [path for output in outputs for path in paths_of_results(output, args.json)]
+    refuse_overwriting(written, images)
+    predictor = Predictor(load_config(args.config_file, args.opts))
+    args.output.mkdir(parents=True, exist_ok=True)
+    failed = 0
+    for image_file, output in tqdm(list(zip(images, outputs, strict=True)), unit="image"):
+        problem = problem_of(predictor, image_file, output, args)
+        if problem is not None:
+            tqdm.write(f"error: {problem}", file=sys.stderr)
+            failed += 1
+    print(f"{len(images) - failed} of {len(images)} images segmented, in {args.output}")
+    return int(failed > 0)
