@@ -30,7 +30,7 @@ from spatialflow.modeling import MERGE_REGISTRY, HeuristicMerge, Merge, Panoptic
 from spatialflow.modeling.panoptic_model import ClassLogits
 from spatialflow.saved.raw_outputs import RawOutputs
 from spatialflow.tools.benchmark.floors import Rates
-from spatialflow.tools.benchmark.measure import by_stage, end_to_end, training
+from spatialflow.tools.benchmark.measure import by_step, end_to_end, training
 from spatialflow.tools.benchmark.subjects import build
 
 STRIDE, CHANNELS, CROP, MASK = 8, 32, 7, 14
@@ -350,11 +350,11 @@ def test_class_layers_that_nobody_named(config, monkeypatch, key):
 def test_benchmark_times_it(config, tmp_path):
     file = tmp_path / "grid.yaml"
     file.write_text(config().dump())
-    subjects = {name: build(str(file), "cpu") for name in ("GridNet", "another")}
-    rows = end_to_end(subjects, "another", height=96, device="cpu", runs=2)
+    models = {name: build(str(file), "cpu") for name in ("GridNet", "another")}
+    rows = end_to_end(models, "another", height=96, device="cpu", runs=2)
     names = [row["name"] for row in rows]
     assert "GridNet, optimized" in names and "another, optimized" not in names
     assert all(row["median"] > 0 and row["detections"] > 0 for row in rows)
-    stages = {row["stage"] for row in by_stage(subjects, 96, "cpu", 2, Rates(1e9, 1e9))}
-    assert {"preprocess", "candidates", "masks", "stuff at its size", "pasting, merge"} <= stages
-    assert [row["name"] for row in training(subjects, "another", 96, "cpu", 2, 1)] == [*subjects]
+    steps = {row["step"] for row in by_step(models, 96, "cpu", 2, Rates(1e9, 1e9))}
+    assert {"preprocess", "candidates", "masks", "stuff at its size", "pasting, merge"} <= steps
+    assert [row["name"] for row in training(models, "another", 96, "cpu", 2, 1)] == [*models]

@@ -21,7 +21,7 @@ IDS = frozenset((GRASS, CAT, DOG, SKY))
 
 
 def mistaken_outputs():
-    """One cat is called dog, the dog is missed, another is invented; one lies on the crowd."""
+    """A cat is called dog, the dog is missed, another dog is false; one lies on the crowd."""
     first, second = (id_map.copy() for id_map, _ in two_images())
     first[first == 3] = 0
     first[20:23, 2:10] = 9

@@ -13,7 +13,7 @@ from spatialflow.modeling.panoptic import merge_panoptic
 from spatialflow.tools.benchmark import subjects
 from spatialflow.tools.benchmark.floors import Rates, Work, count
 from spatialflow.tools.benchmark.measure import training
-from spatialflow.tools.benchmark.subjects import Subject, make_instances
+from spatialflow.tools.benchmark.subjects import BenchmarkModel, make_instances
 from spatialflow.tools.benchmark.timing import Summary, alternate, median_ratio, peak_memory
 
 main = partial(run_command, "benchmark")
@@ -77,15 +77,15 @@ def test_batches_are_timed_on_both_paths(results):
         assert min(row["alone"], row["in_batch"], row["throughput_ratio"]) > 0
 
 
-def test_stages_have_their_work_and_floors(results):
-    rows = {(row["name"], row["stage"]): row for row in results[0]["stages"]}
+def test_steps_have_their_work_and_roofline_bounds(results):
+    rows = {(row["name"], row["step"]): row for row in results[0]["steps"]}
     rates = results[0]["rates"]
     for row in rows.values():
-        assert row["arithmetic_floor"] == row["multiply_adds"] / rates["multiply_adds"]
-        assert row["traffic_floor"] == row["bytes"] / rates["bytes"]
+        assert row["compute_bound"] == row["multiply_adds"] / rates["multiply_adds"]
+        assert row["memory_bound"] == row["bytes"] / rates["bytes"]
         # Panoptic FPN selects within its candidates; scores of this size are cut out as a view.
         nothing = ("selection, NMS", "stuff at its size")
-        assert row["bytes"] > 0 or row["stage"] in nothing
+        assert row["bytes"] > 0 or row["step"] in nothing
     # P3 to P7 of 96 x 160 padded pixels have 240, 60, 15, 6 and 2 cells. P3 to P5 have 4
     # convolutions in reg, 4 and 4 flows in cls and stuff, 1 and 2 flows in thing; P6 and P7 have
     # reg and cls.
@@ -104,7 +104,7 @@ def test_views_are_those_of_the_papers(results):
 def test_tables_show_all_rows(results):
     content, text = results
     assert "| (180, 120) " in text
-    for row in content["end_to_end"] + content["batches"] + content["stages"] + content["merges"]:
+    for row in content["end_to_end"] + content["batches"] + content["steps"] + content["merges"]:
         assert f"| {row['name']}" in text
     assert content["versions"]["PyTorch"] in text
 
@@ -144,7 +144,10 @@ def test_training_changes_no_weight(monkeypatch):
     monkeypatch.setattr(subjects, "THINGS", THINGS)
     monkeypatch.setattr(subjects, "STUFF_LABELS", STUFF_LABELS)
     model = tiny_model()
-    models = {"SpatialFlow": Subject(model, model), "Panoptic FPN": Subject(*2 * [tiny_model()])}
+    models = {
+        "SpatialFlow": BenchmarkModel(model, model),
+        "Panoptic FPN": BenchmarkModel(*2 * [tiny_model()]),
+    }
     before = [p.clone() for p in model.parameters()]
     rows = training(models, "Panoptic FPN", height=64, device="cpu", runs=2, batch_size=2)
     assert [row["name"] for row in rows] == list(models)
@@ -159,7 +162,7 @@ def test_work_of_a_product_with_a_view_and_an_operator_in_place():
     work = count(lambda: (a @ b.t()).add_(1))
     # The product reads 6 and 12 numbers and writes 8; the sum takes and gives the same 8.
     assert work == Work(multiply_adds=24, bytes=4 * (6 + 12 + 8 + 8))
-    assert work.floors(Rates(multiply_adds=12.0, bytes=68.0)) == (2.0, 2.0)
+    assert work.roofline(Rates(multiply_adds=12.0, bytes=68.0)) == (2.0, 2.0)
 
 
 def test_calls_alternate_and_warm_up_is_dropped():

@@ -85,7 +85,7 @@ class Replay:
 
     Attributes:
         change: applied to what the layer in question returned.
-        recorded: what it returned.
+        recorded: its result.
     """
 
     def __init__(self) -> None:

@@ -1,6 +1,6 @@
 """Time SpatialFlow R50 and Detectron2's Panoptic FPN R50, in one process and in turn.
 
-End to end (image in, panoptic map and segments out, batch 1), in batches of 8, stage by stage
+End to end (image in, panoptic map and segments out, batch 1), in batches of 8, step by step
 beside what the arithmetic and the memory of the device allow, view by view in multi-scale testing,
 and in training.
 Prints Markdown tables.
@@ -24,7 +24,7 @@ from spatialflow.errors import UsageError
 from spatialflow.utils.command_parser import CommandParser, add_import_argument
 
 from .floors import measure_rates
-from .measure import by_batch, by_stage, by_view, end_to_end, merges, training
+from .measure import by_batch, by_step, by_view, end_to_end, merges, training
 from .subjects import BASELINE, CONFIGS, build
 from .tables import as_markdown
 
@@ -91,27 +91,27 @@ def _complete(args: argparse.Namespace) -> None:
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """All results with device, versions and settings; times in seconds, memory in bytes.
 
-    Stages are those of the first height, with a fifth of the runs; batches are of the smallest
+    Steps are those of the first height, with a fifth of the runs; batches are of the smallest
     height, with a tenth.
     """
     device = args.device
     configs = {Path(config).stem: config for config in args.config_file}
     configs = {**(configs or CONFIGS), **BASELINE}
-    subjects = {name: build(config, device) for name, config in configs.items()}
-    first, (baseline,) = next(iter(subjects)), BASELINE
+    models = {name: build(config, device) for name, config in configs.items()}
+    first, (baseline,) = next(iter(models)), BASELINE
     rates = measure_rates(device, args.quick)
-    rows, stages = [], []
+    rows, steps = [], []
     for height in args.heights:
-        rows += end_to_end(subjects, baseline, height, device, args.runs)
+        rows += end_to_end(models, baseline, height, device, args.runs)
         if height == args.heights[0]:
-            stages = by_stage(subjects, height, device, max(2, args.runs // 5), rates)
+            steps = by_step(models, height, device, max(2, args.runs // 5), rates)
     height, views, trained = args.heights[0], [], []
     runs = max(2, args.runs // 10)
-    batches = by_batch(first, subjects[first], min(args.heights), device, runs)
+    batches = by_batch(first, models[first], min(args.heights), device, runs)
     if args.view_runs:
-        views = by_view(first, subjects[first], height, device, args.view_runs)
+        views = by_view(first, models[first], height, device, args.view_runs)
     if args.training_runs:
-        trained = training(subjects, baseline, height, device, args.training_runs, args.batch_size)
+        trained = training(models, baseline, height, device, args.training_runs, args.batch_size)
     return {
         "date": date.today().isoformat(),
         "device": _device_name(device),
@@ -127,7 +127,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "rates": vars(rates),
         "end_to_end": rows,
         "batches": batches,
-        "stages": stages,
+        "steps": steps,
         "merges": merges(device, args.runs),
         "views": views,
         "training": trained,

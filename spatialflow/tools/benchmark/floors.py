@@ -1,4 +1,4 @@
-"""What a stage must take at least: its multiply-adds and its bytes over the device's rates."""
+"""Roofline: the least time of a step, its multiply-adds and bytes over the device's rates."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .timing import seconds
 
 @dataclass(frozen=True)
 class Rates:
-    """What a device does in a second: multiply-adds of a matrix product, bytes of a copy."""
+    """Rates of a device per second: multiply-adds of a matrix product, bytes of a copy."""
 
     multiply_adds: float
     bytes: float
@@ -30,8 +30,8 @@ class Work:
     multiply_adds: int
     bytes: int
 
-    def floors(self, rates: Rates) -> tuple[float, float]:
-        """Seconds for the arithmetic and for the traffic."""
+    def roofline(self, rates: Rates) -> tuple[float, float]:
+        """Lower bounds in seconds: compute bound and memory bound."""
         return self.multiply_adds / rates.multiply_adds, self.bytes / rates.bytes
 
 

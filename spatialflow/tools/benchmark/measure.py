@@ -1,4 +1,4 @@
-"""The measurements: end to end, in batches, stage by stage, merge, view by view, training."""
+"""The measurements: end to end, in batches, step by step, merge, view by view, training."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from spatialflow.modeling.panoptic import HeuristicMerge
 
 from .calibrate import calibrate
 from .floors import Rates, count
-from .stages import stages_of
-from .subjects import STUFF_LABELS, Subject, make_image, make_instances, make_training_input
+from .steps import steps_of
+from .subjects import STUFF_LABELS, BenchmarkModel, make_image, make_instances, make_training_input
 from .timing import Summary, alternate, median_ratio, peak_memory
 
 MULTI_SCALE_CONFIG = "COCO/spatialflow_R_101_DCN_20e_ms_tta.yaml"
@@ -28,36 +28,38 @@ VIEWED_HEIGHT = 480  # of most of COCO's images
 BATCH_SIZE = 8
 MERGED = 100, (800, 1333)
 MERGE_BASELINE = "Detectron2"
-Subjects = Mapping[str, Subject]
+BenchmarkModels = Mapping[str, BenchmarkModel]
 
 
 def end_to_end(
-    subjects: Subjects, baseline: str, height: int, device: str, runs: int
+    models: BenchmarkModels, baseline: str, height: int, device: str, runs: int
 ) -> list[dict[str, Any]]:
     """Times from an image in host memory to its panoptic map, the models in turn.
 
     Sets the weights for images of this height, see :func:`.calibrate.calibrate`.
 
     Args:
-        subjects: by name; all but the baseline are shown on the fast path too.
-        baseline: the name of the one that the others are compared with.
-        height, device, runs: of the image, of the models, and how often each is timed.
+        models: models by name; all but the baseline are also timed on the fast path.
+        baseline: name of the model that the others are compared with.
+        height: height of the image in pixels.
+        device: device of the models.
+        runs: number of timed runs of each model.
     """
     image = make_image(height)
-    found = {name: calibrate(subject.steps, image) for name, subject in subjects.items()}
-    calls, subject_of, baseline_of = {}, {}, {}
+    found = {name: calibrate(measured.panoptic_model, image) for name, measured in models.items()}
+    calls, source_of, baseline_of = {}, {}, {}
 
-    def show(name: str, subject: str, call: Callable[[], Any], against: str = baseline) -> None:
-        calls[name], subject_of[name], baseline_of[name] = call, subject, against
+    def add(name: str, source: str, call: Callable[[], Any], against: str = baseline) -> None:
+        calls[name], source_of[name], baseline_of[name] = call, source, against
 
-    for name, subject in subjects.items():
-        show(name, name, partial(_infer, subject.model, [image]))
-    for name, subject in subjects.items():
-        for fast, model in fast_paths(name, subject, device).items() if name != baseline else ():
-            show(fast, name, partial(_infer, model, [image]))
-    for name, subject in subjects.items():
-        call = partial(_infer_autocast, subject.model, [image], device)
-        show(f"{name}, bf16 autocast", name, call, f"{baseline}, bf16 autocast")
+    for name, measured in models.items():
+        add(name, name, partial(_infer, measured.model, [image]))
+    for name, measured in models.items():
+        for fast, model in fast_paths(name, measured, device).items() if name != baseline else ():
+            add(fast, name, partial(_infer, model, [image]))
+    for name, measured in models.items():
+        call = partial(_infer_autocast, measured.model, [image], device)
+        add(f"{name}, bf16 autocast", name, call, f"{baseline}, bf16 autocast")
     times = alternate(calls, device, runs, warm_up=max(1, runs // 10))
     rows = []
     for name, taken in times.items():
@@ -65,29 +67,29 @@ def end_to_end(
         ratio = median_ratio(times[baseline_of[name]], taken)
         row = {"height": height, "width": image["image"].shape[2], "name": name, **vars(summary)}
         row |= {"frames_per_second": 1 / summary.median, "frame_rate_ratio": ratio}
-        rows.append(row | {"against": baseline_of[name], **found[subject_of[name]]})
+        rows.append(row | {"against": baseline_of[name], **found[source_of[name]]})
     return rows
 
 
-def fast_paths(name: str, subject: Subject, device: str) -> dict[str, nn.Module]:
+def fast_paths(name: str, measured: BenchmarkModel, device: str) -> dict[str, nn.Module]:
     """Optimized: on CUDA in bfloat16 with CUDA graphs; on a CPU in float32 and in bfloat16."""
     fast = f"{name}, optimized"
     if device.startswith("cuda"):
-        return {fast: optimize(subject.steps, dtype=torch.bfloat16, compile=True)}
+        return {fast: optimize(measured.panoptic_model, dtype=torch.bfloat16, compile=True)}
     return {
-        fast: optimize(subject.steps),
-        f"{fast}, bf16": optimize(subject.steps, dtype=torch.bfloat16),
+        fast: optimize(measured.panoptic_model),
+        f"{fast}, bf16": optimize(measured.panoptic_model, dtype=torch.bfloat16),
     }
 
 
 def by_batch(
-    name: str, subject: Subject, height: int, device: str, runs: int
+    name: str, measured: BenchmarkModel, height: int, device: str, runs: int
 ) -> list[dict[str, Any]]:
     """Time of an image alone and in a batch, of the default and the fast path."""
     image = make_image(height)
-    calibrate(subject.steps, image)
+    calibrate(measured.panoptic_model, image)
     rows = []
-    for shown, model in {name: subject.model, **fast_paths(name, subject, device)}.items():
+    for shown, model in {name: measured.model, **fast_paths(name, measured, device)}.items():
         calls = {n: partial(_infer, model, [image] * n) for n in (1, BATCH_SIZE)}
         times = alternate(calls, device, runs, warm_up=1)
         alone, together = times[1], [t / BATCH_SIZE for t in times[BATCH_SIZE]]
@@ -97,25 +99,25 @@ def by_batch(
     return rows
 
 
-def by_stage(
-    subjects: Subjects, height: int, device: str, runs: int, rates: Rates
+def by_step(
+    models: BenchmarkModels, height: int, device: str, runs: int, rates: Rates
 ) -> list[dict[str, Any]]:
-    """Time, work and floor of each step of each model, on the image it is calibrated for."""
+    """Time, work and roofline of each step of each model, on the image it is calibrated for."""
     image = make_image(height)
     rows = []
-    for name, subject in subjects.items():
-        stages = stages_of(subject.steps, image)
-        times = alternate(stages, device, runs, warm_up=1)
-        for stage, taken in times.items():
-            work = count(stages[stage])
-            arithmetic, traffic = work.floors(rates)
-            row = {"name": name, "stage": stage, **vars(Summary.of(taken)), **vars(work)}
-            rows.append(row | {"arithmetic_floor": arithmetic, "traffic_floor": traffic})
+    for name, measured in models.items():
+        steps = steps_of(measured.panoptic_model, image)
+        times = alternate(steps, device, runs, warm_up=1)
+        for step, taken in times.items():
+            work = count(steps[step])
+            compute, memory = work.roofline(rates)
+            row = {"name": name, "step": step, **vars(Summary.of(taken)), **vars(work)}
+            rows.append(row | {"compute_bound": compute, "memory_bound": memory})
     return rows
 
 
 def by_view(
-    name: str, subject: Subject, height: int, device: str, runs: int
+    name: str, measured: BenchmarkModel, height: int, device: str, runs: int
 ) -> list[dict[str, Any]]:
     """Time of a view at each scale of the papers' multi-scale testing on COCO.
 
@@ -131,7 +133,7 @@ def by_view(
         calls = {}
         for flip in (False, True):
             cfg.TEST.AUG.FLIP = flip
-            calls[flip] = partial(_infer, with_views(cfg, subject.steps), [image])
+            calls[flip] = partial(_infer, with_views(cfg, measured.panoptic_model), [image])
         times = alternate(calls, device, runs, warm_up=1)
         alone, pair = Summary.of(times[False]), Summary.of([t / 2 for t in times[True]])
         row = {"name": name, "longer": longer, "shorter": shorter, "runs": runs}
@@ -163,11 +165,11 @@ def merges(device: str, runs: int) -> list[dict[str, Any]]:
 
 
 def training(
-    subjects: Subjects, baseline: str, height: int, device: str, runs: int, batch_size: int
+    models: BenchmarkModels, baseline: str, height: int, device: str, runs: int, batch_size: int
 ) -> list[dict[str, Any]]:
     """Time and peak memory of iterations: losses, gradients and SGD at learning rate 0."""
     batch = [make_training_input(height, seed=i) for i in range(batch_size)]
-    steps = {name: _training_step(subject.model, batch) for name, subject in subjects.items()}
+    steps = {name: _training_step(measured.model, batch) for name, measured in models.items()}
     times = alternate(steps, device, runs, warm_up=1)
     peaks = {name: peak_memory(step, device) for name, step in steps.items()}
     rows = []

@@ -19,28 +19,28 @@ CONFIGS = {"SpatialFlow": "COCO/spatialflow_R_50_20e.yaml"}
 BASELINE = {"Panoptic FPN": "panoptic_fpn/panoptic_fpn_R_50_20e.yaml"}
 THINGS, STUFF_LABELS = 80, 54
 DETECTIONS = 100
-"""How many detections a model gives."""
+"""Number of detections of a model."""
 
 
 @dataclass(frozen=True)
-class Subject:
+class BenchmarkModel:
     """A model that is measured.
 
     Attributes:
-        model: as it is run and trained: a model of Detectron2 by its own forward.
-        steps: the same weights in the steps of this project.
+        model: the model as it is run and trained, a model of Detectron2 by its own forward.
+        panoptic_model: the same weights as a :class:`PanopticModel`, for single steps.
     """
 
     model: nn.Module
-    steps: PanopticModel
+    panoptic_model: PanopticModel
 
 
-def build(config: str, device: str) -> Subject:
+def build(config: str, device: str) -> BenchmarkModel:
     """A model with COCO's class counts and random weights, in evaluation mode.
 
     Args:
         config: path of a config file, or a name in the model zoo.
-        device: where the model is.
+        device: device of the model.
     """
     classes = {"RETINANET": THINGS, "ROI_HEADS": THINGS, "SEM_SEG_HEAD": STUFF_LABELS}
     opts = [x for part, n in classes.items() for x in (f"MODEL.{part}.NUM_CLASSES", n)]
@@ -56,7 +56,7 @@ def build(config: str, device: str) -> Subject:
             # Without trained batch norms the features would grow from block to block, beyond the
             # range of half precision.
             module.conv3.norm.weight.fill_(0.1)
-    return Subject(model, as_panoptic_model(model, cfg))
+    return BenchmarkModel(model, as_panoptic_model(model, cfg))
 
 
 def make_image(height: int, seed: int = 0) -> dict:

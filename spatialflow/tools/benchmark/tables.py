@@ -8,15 +8,15 @@ from spatialflow.utils.text import table
 
 
 def as_markdown(results: dict[str, Any]) -> str:
-    """Tables of end-to-end times, stages and training, under a line on device and settings.
+    """Tables of end-to-end times, steps and training, under a line on device and settings.
 
     Args:
-        results: what :func:`spatialflow.tools.benchmark.command.measure` returns.
+        results: the result of :func:`spatialflow.tools.benchmark.command.measure`.
     """
     versions = ", ".join(f"{k} {v}" for k, v in results["versions"].items())
     head = f"{results['date']}, {results['device']}, {results['threads']} threads, {versions}."
     parts = [head, _end_to_end(results["end_to_end"]), _batches(results["batches"])]
-    parts += [_stages(results), _merges(results["merges"]), _views(results), _training(results)]
+    parts += [_steps(results), _merges(results["merges"]), _views(results), _training(results)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -60,27 +60,27 @@ def _batches(rows: list[dict]) -> str:
     return table(lines, header, left=1)
 
 
-def _stages(results: dict[str, Any]) -> str:
-    if not results["stages"]:
+def _steps(results: dict[str, Any]) -> str:
+    if not results["steps"]:
         return ""
-    header = ["stage", "ms, median [quartiles]", "G multiply-adds", "MB", "arithmetic floor, ms"]
-    header += ["traffic floor, ms"]
+    header = ["step", "ms, median [quartiles]", "G multiply-adds", "MB", "compute bound, ms"]
+    header += ["memory bound, ms"]
     lines = [
         [
-            f"{r['name']}: {r['stage']}",
+            f"{r['name']}: {r['step']}",
             _milliseconds(r),
             f"{r['multiply_adds'] / 1e9:.1f}",
             f"{r['bytes'] / 1e6:.0f}",
-            f"{1e3 * r['arithmetic_floor']:.1f}",
-            f"{1e3 * r['traffic_floor']:.1f}",
+            f"{1e3 * r['compute_bound']:.1f}",
+            f"{1e3 * r['memory_bound']:.1f}",
         ]
-        for r in results["stages"]
+        for r in results["steps"]
     ]
     rates = results["rates"]
     note = (
-        f"Floors: a float32 matrix product does {rates['multiply_adds'] / 1e9:.0f} G multiply-adds "
-        f"and a copy moves {rates['bytes'] / 1e9:.1f} GB in a second here. MB is what the "
-        "operators read and write when they run one by one, each whole tensor once."
+        f"Roofline: a float32 matrix product does {rates['multiply_adds'] / 1e9:.0f} G "
+        f"multiply-adds and a copy moves {rates['bytes'] / 1e9:.1f} GB in a second here. MB is "
+        "what the operators read and write when they run one by one, each whole tensor once."
     )
     return f"{table(lines, header, left=1)}\n\n{note}"
 

@@ -33,7 +33,7 @@ class Summary:
 
     @classmethod
     def of(cls, times: list[float]) -> Summary:
-        """Of at least two times."""
+        """Median and quartiles of at least two times, in seconds."""
         low, median, high = statistics.quantiles(times, n=4, method="inclusive")
         return cls(median, low, high, len(times))
 

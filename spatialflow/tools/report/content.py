@@ -35,7 +35,7 @@ def build_content(saved: SavedEvaluation, pictures: int, workers: int = 1) -> di
         workers: processes.
 
     Raises:
-        FileNotFoundError, ValueError: a PNG is not there or does not fit its segments.
+        FileNotFoundError, ValueError: a PNG is missing or does not fit its segments.
     """
     categories = [{"id": c.id, "isthing": int(c.isthing), "name": c.name} for c in saved.categories]
     outcomes = match_images(saved.images, workers)
@@ -53,7 +53,7 @@ def build_content(saved: SavedEvaluation, pictures: int, workers: int = 1) -> di
         "date": saved.date.isoformat(timespec="minutes"),
         "weights": saved.weights,
         "groups": {name: results[name] for name in GROUPS},
-        "fates": _fates(saved, confusions),
+        "outcome_counts": _outcome_counts(saved, confusions),
         "tasks": _other_tasks(saved),
         "classes": _classes(saved, results["per_class"]),
         "confusions": _confusions(saved, confusions),
@@ -97,21 +97,21 @@ def _confusions(saved: SavedEvaluation, confusions: Confusions) -> list[list[int
     return sorted(rows)
 
 
-def _fates(saved: SavedEvaluation, confusions: Confusions) -> dict[str, dict[str, int]]:
-    """How many segments of things and stuff were matched, confused, missed and invented."""
+def _outcome_counts(saved: SavedEvaluation, confusions: Confusions) -> dict[str, dict[str, int]]:
+    """How many segments of things and stuff were matched, confused, missed and false positives."""
     isthing = {c.id: c.isthing for c in saved.categories}
-    kinds = ("match", "confused", "missed", "invented")
-    fates = {group: dict.fromkeys(kinds, 0) for group in ("Things", "Stuff")}
+    kinds = ("match", "confused", "missed", "false_positive")
+    counts = {group: dict.fromkeys(kinds, 0) for group in ("Things", "Stuff")}
     for (gt, pred), n in confusions.items():
         known = pred if gt is NOTHING else gt
         if gt is NOTHING:
-            kind = "invented"
+            kind = "false_positive"
         elif pred is NOTHING:
             kind = "missed"
         else:
             kind = "match" if gt == pred else "confused"
-        fates["Things" if isthing[known] else "Stuff"][kind] += n
-    return fates
+        counts["Things" if isthing[known] else "Stuff"][kind] += n
+    return counts
 
 
 def _other_tasks(saved: SavedEvaluation) -> dict[str, dict[str, float | None]]:

@@ -1,6 +1,6 @@
-"""What became of every segment: matched, taken for another class, missed, invented.
+"""Outcome of every segment: match, confused with another class, missed, false positive.
 
-PQ compares segments of one class only. Here they are also matched blind to the class, by the same
+PQ compares segments of one class only. Here they are also matched regardless of class, by the same
 rule (IoU > 0.5, void left out), so that a segment that was found and misnamed can be told from one
 that was not found.
 """
@@ -31,35 +31,37 @@ NOTHING = None
 """In a confusion, in place of a category id: no segment at all."""
 
 Confusions = Counter[tuple[int | None, int | None]]
-"""How often (ground-truth category, predicted category) were matched blind to the class."""
+"""How often (ground-truth category, predicted category) were matched regardless of class."""
 
 
 @dataclass(frozen=True)
 class ImageOutcome:
-    """One image: its matches as PQ counts them, and blind to the class."""
+    """One image: its matches as PQ counts them, and regardless of class."""
 
     matches: SegmentMatches
-    blind: SegmentMatches
+    any_class: SegmentMatches
 
     def confusions(self) -> Confusions:
-        """Count the image's pairs; missed and invented segments are paired with NOTHING.
+        """Count the image's pairs; missed segments and false positives are paired with NOTHING.
 
-        A predicted segment that PQ forgives, because it lies on void or crowd, is not invented.
+        A predicted segment that PQ ignores, because it lies on void or crowd, is not among them.
         """
         gt, pred = self.matches.gt_categories, self.matches.pred_categories
         pairs = zip(
-            gt[self.blind.gt_index].tolist(), pred[self.blind.pred_index].tolist(), strict=True
+            gt[self.any_class.gt_index].tolist(),
+            pred[self.any_class.pred_index].tolist(),
+            strict=True,
         )
         counts: Confusions = Counter(pairs)
-        counts.update((c, NOTHING) for c in gt[self.blind.missed].tolist())
-        counts.update((NOTHING, c) for c in pred[self.invented()].tolist())
+        counts.update((c, NOTHING) for c in gt[self.any_class.missed].tolist())
+        counts.update((NOTHING, c) for c in pred[self.false_positives()].tolist())
         return counts
 
-    def invented(self) -> np.ndarray:
+    def false_positives(self) -> np.ndarray:
         """(P,) bool: predicted segments that are false positives and match nothing of any class."""
-        invented = self.matches.spurious.copy()
-        invented[self.blind.pred_index] = False
-        return invented
+        unmatched = self.matches.spurious.copy()
+        unmatched[self.any_class.pred_index] = False
+        return unmatched
 
 
 def read_maps(image: SavedImage) -> tuple[np.ndarray, np.ndarray]:
@@ -74,7 +76,7 @@ def match_image(image: SavedImage) -> ImageOutcome:
         image: its files are read here.
 
     Raises:
-        FileNotFoundError, ValueError: a file is not there, is no panoptic PNG or does not fit its
+        FileNotFoundError, ValueError: a file is missing, is no panoptic PNG or does not fit its
             segment list.
     """
     truth_map, pred_map = read_maps(image)
@@ -82,10 +84,10 @@ def match_image(image: SavedImage) -> ImageOutcome:
     try:
         shared = segment_overlaps(pred_map, sides[0], truth_map, sides[1])
         matches = match_overlaps(shared, *sides)
-        blind = match_overlaps(shared, *map(of_one_class, sides))
+        any_class = match_overlaps(shared, *map(of_one_class, sides))
     except ValueError as e:
         raise ValueError(f"Ground truth {image.truth_png}, prediction {image.png}: {e}.") from e
-    return ImageOutcome(matches, blind)
+    return ImageOutcome(matches, any_class)
 
 
 def match_images(images: Sequence[SavedImage], workers: int = 1) -> list[ImageOutcome]:
@@ -100,7 +102,7 @@ def match_images(images: Sequence[SavedImage], workers: int = 1) -> list[ImageOu
         return list(tqdm(outcomes, total=len(images), unit="image"))
     except BrokenProcessPool as e:
         raise OSError(
-            "A worker process died, perhaps for want of memory; try with fewer --workers."
+            "A worker process died, perhaps out of memory; try with fewer --workers."
         ) from e
 
 
@@ -108,7 +110,7 @@ def image_quality(outcome: ImageOutcome, counts: PanopticCounts) -> dict:
     """PQ of one image alone: its classes are those that occur in it, in either map.
 
     Args:
-        outcome: of the image.
+        outcome: outcome of the image.
         counts: empty ones; the image is added.
 
     Returns:
@@ -127,18 +129,18 @@ def describe_segments(
 
     Returns:
         Ground truth and prediction: a dict a segment with ``category_id``; ``area`` in pixels;
-        ``state``: "match", "confused" (found, under another class), "missed", "invented",
+        ``state``: "match", "confused" (found, under another class), "missed", "false_positive",
         "crowd" (ground truth that is not to be found) or "ignored" (forgiven on void or crowd);
         ``partner``, the number of the segment in the other list that it overlaps best, or None;
         ``iou`` with it; ``score`` of predicted things.
     """
-    matches, blind = outcome.matches, outcome.blind
+    matches, any_class = outcome.matches, outcome.any_class
     shared = segment_overlaps(pred_map, image.segments, truth_map, image.truth_segments)
     union = matches.gt_areas[:, None] + matches.pred_areas - shared[1:, 1:] - shared[0, 1:]
     iou = shared[1:, 1:] / union
-    truth_states = np.where(blind.missed, "missed", "crowd").astype("<U8")
-    pred_states = np.where(outcome.invented(), "invented", "ignored").astype("<U8")
-    for states, index in ((truth_states, blind.gt_index), (pred_states, blind.pred_index)):
+    truth_states = np.where(any_class.missed, "missed", "crowd").astype("<U14")
+    pred_states = np.where(outcome.false_positives(), "false_positive", "ignored").astype("<U14")
+    for states, index in ((truth_states, any_class.gt_index), (pred_states, any_class.pred_index)):
         states[index] = "confused"
     truth_states[matches.gt_index] = pred_states[matches.pred_index] = "match"
     truth = _described(image.truth_segments, matches.gt_areas, truth_states, iou)

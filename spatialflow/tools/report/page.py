@@ -22,7 +22,7 @@ def write_page(content: dict[str, Any], path: str | os.PathLike) -> None:
 
     Args:
         content: see :func:`spatialflow.tools.report.content.build_content`.
-        path: of the HTML file; its folder is made where it is not there.
+        path: path of the HTML file; its folder is created if needed.
     """
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(str(path), "wb") as f:

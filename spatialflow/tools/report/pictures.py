@@ -25,8 +25,8 @@ def draw_image(image: SavedImage, outcome: ImageOutcome, class_number: Mapping[i
 
     Args:
         image: its files are read here.
-        outcome: what became of its segments.
-        class_number: from category id to the number of the class in the page.
+        outcome: the outcome of its segments.
+        class_number: number of the class in the page, by category id.
 
     Returns:
         ``width``, ``height`` of the pictures; ``photo``, a JPEG as data URI, None where the image

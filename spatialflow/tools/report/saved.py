@@ -46,13 +46,13 @@ class SavedEvaluation:
     """An evaluation of one dataset.
 
     Attributes:
-        name: of the dataset.
+        name: name of the dataset.
         categories: its classes, things first, each in ascending category id.
         images: those that were evaluated.
         annotated: how many the dataset has.
         date: when the predictions were written.
-        results: of ``results.json``, ``{task: {metric: percent, None for not measured}}``; empty
-            where there is none.
+        results: content of ``results.json``, ``{task: {metric: percent or None}}``; empty without
+            the file. None: not measured.
         config: the text of ``config.yaml``; None where there is none.
         environment: Detectron2's table of versions from the run's log; None where there is none.
         documents: the files that this was read from, whether they are there or not.
@@ -91,7 +91,7 @@ def read_saved(folder: str, dataset: str | None = None) -> SavedEvaluation:
         dataset: name of the dataset; needed where there are several.
 
     Raises:
-        FileNotFoundError: the folder, the predictions or the ground truth's JSON is not there.
+        FileNotFoundError: the folder, the predictions or the ground truth's JSON is missing.
         ValueError: a file is not what it should be, or there are several datasets and no name.
     """
     home = _find(Path(folder), dataset)
@@ -117,7 +117,7 @@ def read_saved(folder: str, dataset: str | None = None) -> SavedEvaluation:
 
 def _find(folder: Path, dataset: str | None) -> Path:
     if not folder.is_dir():
-        raise FileNotFoundError(f"The folder {folder} is not there; give the run's OUTPUT_DIR.")
+        raise FileNotFoundError(f"Folder {folder} not found; give the run's OUTPUT_DIR.")
     saved = sorted(p.parent for p in folder.glob(f"inference/*/{PREDICTIONS_JSON}"))
     if not saved:
         raise FileNotFoundError(

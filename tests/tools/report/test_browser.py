@@ -162,7 +162,9 @@ def test_hover(page):
     assert tip.inner_text() == "cat\nwrong class: taken for dog, IoU 1.00"
     tip = hover_pixel(page, predicted, 16, 10)
     assert tip.inner_text() == "dog, score 0.80\nwrong class: is really cat, IoU 1.00"
-    assert "invented; best overlap </script>" in hover_pixel(page, predicted, 5, 21).inner_text()
+    assert (
+        "false positive; best overlap </script>" in hover_pixel(page, predicted, 5, 21).inner_text()
+    )
     assert "missed; nothing overlaps" in hover_pixel(page, truth, 25, 15).inner_text()
     playwright.expect(hover_pixel(page, predicted, 25, 15)).to_be_hidden()  # void
 

@@ -20,7 +20,7 @@ from spatialflow.tools.report.outcomes import (
     read_maps,
 )
 
-GRASS_IOU = 258 / 282  # 24 pixels went to the invented dog
+GRASS_IOU = 258 / 282  # 24 pixels went to the false-positive dog
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def test_describe_segments(images):
         (SKY, "match", 1),
         (CAT, "match", 2),
         (DOG, "confused", 3),
-        (DOG, "invented", 0),
+        (DOG, "false_positive", 0),
     ]
     assert truth[0]["iou"] == predicted[0]["iou"] == pytest.approx(GRASS_IOU)
     assert predicted[4]["iou"] == pytest.approx(24 / 282)
@@ -101,8 +101,8 @@ def test_confusions_add_up_to_what_pq_counts(seed):
     )
     blank = [[{**s, "category_id": 0} for s in side] for side in (pred, gt)]
     matches = match_segments(pred_map, pred, gt_map, gt)
-    blind = match_segments(pred_map, blank[0], gt_map, blank[1])
-    confusions = ImageOutcome(matches, blind).confusions()
+    any_class = match_segments(pred_map, blank[0], gt_map, blank[1])
+    confusions = ImageOutcome(matches, any_class).confusions()
     for c in (1, 2, 3):
         of_class = [s for s in gt if s["category_id"] == c and not s["iscrowd"]]
         assert sum(n for (a, _), n in confusions.items() if a == c) == len(of_class)

@@ -103,9 +103,9 @@ def test_numbers(content, saved):
         [2, 2, 2],
         [3, 3, 1],
     ]
-    assert content["fates"] == {
-        "Things": {"match": 1, "confused": 1, "missed": 1, "invented": 1},
-        "Stuff": {"match": 3, "confused": 0, "missed": 0, "invented": 0},
+    assert content["outcome_counts"] == {
+        "Things": {"match": 1, "confused": 1, "missed": 1, "false_positive": 1},
+        "Stuff": {"match": 3, "confused": 0, "missed": 0, "false_positive": 0},
     }
     assert content["tasks"] == {"Boxes": {"AP": 12.5, "APs": None}}
     assert content["histogram"] == [0] * 12 + [1] + [0] * 6 + [1]

@@ -43,7 +43,7 @@ def test_config_without_weights(own_results, config):
 
 
 def test_no_folder(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"absent is not there; give the run's OUTPUT_DIR"):
+    with pytest.raises(FileNotFoundError, match=r"absent not found; give the run's OUTPUT_DIR"):
         read_saved(str(tmp_path / "absent"))
 
 
@@ -112,5 +112,5 @@ def test_cityscapes_images_are_not_where_the_json_says(own_results):
 
 def test_ground_truth_has_moved(own_results):
     shutil.rmtree(own_results.parent / "data")
-    with pytest.raises(FileNotFoundError, match=r"panoptic.json is not there"):
+    with pytest.raises(FileNotFoundError, match=r"panoptic.json not found"):
         read_saved(str(own_results))

@@ -6,7 +6,7 @@ const STATES = {
   match: "matched",
   confused: "wrong class",
   missed: "missed",
-  invented: "invented",
+  false_positive: "false positive",
   crowd: "not counted: crowd",
   ignored: "not counted: on void or crowd",
 };

@@ -27,7 +27,7 @@ function showConfusions() {
     el(
       "tr",
       {},
-      namedClass(truth, "nothing: invented"),
+      namedClass(truth, "nothing: false positive"),
       namedClass(predicted, "nothing: missed"),
       el("td", { className: "number" }, n.toLocaleString("en")),
       el("td", { className: "wide" }, truth === NOTHING ? "" : bar(n / rowTotals.get(truth), "confused")),
@@ -94,7 +94,7 @@ function drawMatrixLabels(context, color) {
       const label = (nothing) => shorten(context, className(c, nothing), left - 8);
       context.fillStyle = color(i === row ? "--ink" : "--muted");
       context.textAlign = "right";
-      context.fillText(label("invented"), left - 6, top + (i + 0.5) * cell);
+      context.fillText(label("false positive"), left - 6, top + (i + 0.5) * cell);
       context.save();
       context.fillStyle = color(i === column ? "--ink" : "--muted");
       context.translate(left + (i + 0.5) * cell, top - 6);
@@ -139,7 +139,7 @@ function pointAt(row, column) {
   const n = cells.get(`${truth},${predicted}`) ?? 0;
   const total = rowTotals.get(truth) ?? 0;
   const share = truth === NOTHING || !total ? "" : ` of ${total.toLocaleString("en")} (${percent(n / total)} %)`;
-  const pair = `${className(truth, "invented")} → ${className(predicted, "missed")}`;
+  const pair = `${className(truth, "false positive")} → ${className(predicted, "missed")}`;
   const text = `${n.toLocaleString("en")}${share}`;
   byId("matrix-cell").textContent = `${pair}: ${text}`;
   return [pair, text];

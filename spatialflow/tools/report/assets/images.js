@@ -60,16 +60,16 @@ function describe(segment, side, image) {
   const name = partner && className(partner.class);
   const iou = `IoU ${segment.iou.toFixed(2)}`;
   const whose = side === "truth" ? "taken for" : "is really";
-  const fates = {
+  const outcomes = {
     match: `matched, ${iou}`,
     confused: `wrong class: ${whose} ${name}, ${iou}`,
     missed: partner ? `missed; best overlap ${name}, ${iou}` : "missed; nothing overlaps it",
-    invented: partner ? `invented; best overlap ${name}, ${iou}` : "invented; overlaps nothing",
+    false_positive: partner ? `false positive; best overlap ${name}, ${iou}` : "false positive; overlaps nothing",
     crowd: STATES.crowd,
     ignored: STATES.ignored,
   };
   const score = segment.score == null ? "" : `, score ${segment.score.toFixed(2)}`;
-  return [`${className(segment.class)}${score}`, fates[segment.state]];
+  return [`${className(segment.class)}${score}`, outcomes[segment.state]];
 }
 
 /** Point out a segment and, on the other side, what it belongs to; null: nothing. */
@@ -125,13 +125,13 @@ function segmentList(image, panels, side) {
     .map((segment, number) => ({ segment, number }))
     .sort((a, b) => b.segment.area - a.segment.area)
     .map(({ segment, number }) => {
-      const [title, fate] = describe(segment, side, image);
+      const [title, outcome] = describe(segment, side, image);
       const button = el(
         "button",
         { type: "button", className: "segment" },
         chip(classColor(segment.class)),
         el("span", { className: "label" }, title),
-        el("span", { className: "fate" }, fate, " ", el("span", { className: `chip ${segment.state}` })),
+        el("span", { className: "outcome" }, outcome, " ", el("span", { className: `chip ${segment.state}` })),
       );
       for (const type of ["pointerenter", "focus", "click"]) {
         button.addEventListener(type, () => pointOut(panels, side, number));

@@ -67,13 +67,13 @@ function showVersus() {
 }
 
 function showFates() {
-  for (const [group, fates] of Object.entries(data.fates)) {
-    const total = fates.match + fates.confused + fates.missed;
+  for (const [group, outcomes] of Object.entries(data.outcome_counts)) {
+    const total = outcomes.match + outcomes.confused + outcomes.missed;
     const strip = el("div", { className: "stacked" });
     const keys = [];
-    for (const [state, number] of Object.entries(fates)) {
-      const share = total && state !== "invented" ? ` (${percent(number / total, 0)} %)` : "";
-      if (state !== "invented" && number) {
+    for (const [state, number] of Object.entries(outcomes)) {
+      const share = total && state !== "false_positive" ? ` (${percent(number / total, 0)} %)` : "";
+      if (state !== "false_positive" && number) {
         const part = el("span", { className: state, title: `${number} ${STATES[state]}` });
         part.style.flexGrow = number;
         strip.append(part);
@@ -81,7 +81,7 @@ function showFates() {
       const text = `${number.toLocaleString("en")} ${STATES[state]}${share}`;
       keys.push(el("span", { className: "key" }, el("span", { className: `chip ${state}` }), text));
     }
-    byId("fates").append(
+    byId("outcomes").append(
       el("div", {}, el("b", {}, group), ` ${count(total, "segment")}`),
       strip,
       el("div", { className: "legend" }, ...keys),

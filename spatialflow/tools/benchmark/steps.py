@@ -11,46 +11,46 @@ from torch import Tensor, nn
 
 from spatialflow.modeling.panoptic_model import PanopticModel
 
-Stage = Callable[[], Any]
+Step = Callable[[], Any]
 
 
 @torch.no_grad()
-def stages_of(model: PanopticModel, image: dict) -> dict[str, Stage]:
+def steps_of(model: PanopticModel, image: dict) -> dict[str, Step]:
     """Each step of :class:`PanopticModel` on an image, its dense step in parts, as a call.
 
     The calls take what the steps before them gave when this function ran, so they can be repeated
     in any order.
 
     Args:
-        model: in evaluation mode.
+        model: a model in evaluation mode.
         image: the model's input of one image.
     """
     images = model.preprocess_image([image])
     sizes = images.image_sizes
     parts, dense = _dense_parts(model, images.tensor)
-    stages: dict[str, Stage] = {"preprocess": partial(model.preprocess_image, [image])}
-    stages |= parts
+    steps: dict[str, Step] = {"preprocess": partial(model.preprocess_image, [image])}
+    steps |= parts
     instances = scores = None
     if model.predicts_boxes:
-        stages["candidates"] = partial(model.find_candidates, dense, sizes, sizes)
-        (candidates,) = stages["candidates"]()
-        stages["selection, NMS"] = partial(model.select, candidates)
-        instances = stages["selection, NMS"]()
+        steps["candidates"] = partial(model.find_candidates, dense, sizes, sizes)
+        (candidates,) = steps["candidates"]()
+        steps["selection, NMS"] = partial(model.select, candidates)
+        instances = steps["selection, NMS"]()
     if model.predicts_masks:
         features = model.mask_features(dense)
-        stages["masks"] = partial(model.predict_masks, features, [instances], sizes)
-        model.attach_masks(instances, stages["masks"]()[0])
+        steps["masks"] = partial(model.predict_masks, features, [instances], sizes)
+        model.attach_masks(instances, steps["masks"]()[0])
     if model.predicts_stuff:
-        stages["stuff at its size"] = partial(model.stuff_scores, dense, sizes, sizes)
-        (scores,) = stages["stuff at its size"]()
+        steps["stuff at its size"] = partial(model.stuff_scores, dense, sizes, sizes)
+        (scores,) = steps["stuff at its size"]()
     if model.merge is not None:
-        stages["pasting, merge"] = partial(model.merge, instances, scores)
-    return {name: torch.no_grad()(stage) for name, stage in stages.items()}
+        steps["pasting, merge"] = partial(model.merge, instances, scores)
+    return {name: torch.no_grad()(step) for name, step in steps.items()}
 
 
-def _dense_parts(model: PanopticModel, images: Tensor) -> tuple[dict[str, Stage], Any]:
+def _dense_parts(model: PanopticModel, images: Tensor) -> tuple[dict[str, Step], Any]:
     """The calls of the model's modules within :meth:`PanopticModel.dense`, and what it returned."""
-    parts: dict[str, Stage] = {}
+    parts: dict[str, Step] = {}
     hooks = [
         module.register_forward_pre_hook(partial(_record, parts, name), with_kwargs=True)
         for name, module in _parts(model)
@@ -63,7 +63,7 @@ def _dense_parts(model: PanopticModel, images: Tensor) -> tuple[dict[str, Stage]
     return parts, dense
 
 
-def _record(parts: dict[str, Stage], name: str, module: nn.Module, args: Any, kwargs: Any) -> None:
+def _record(parts: dict[str, Step], name: str, module: nn.Module, args: Any, kwargs: Any) -> None:
     parts[name] = partial(module, *args, **kwargs)
 
 
