@@ -69,7 +69,7 @@ def run_command(name: str, argv: Sequence[str] | None = None, prog: str | None =
     """Run one command; returns the exit code.
 
     Args:
-        name: of the command.
+        name: name of the command.
         argv: its arguments; default: those of the process. ``--debug`` can be anywhere.
         prog: the name in its help; default: ``spatialflow NAME``.
     """

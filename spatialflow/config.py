@@ -33,7 +33,7 @@ def add_spatialflow_config(cfg: CN) -> None:
     SpatialFlow's values of them are in ``configs/Base-SpatialFlow.yaml``.
 
     Args:
-        cfg: what ``detectron2.config.get_cfg()`` returns; changed in place.
+        cfg: a config of ``detectron2.config.get_cfg()``; changed in place.
     """
     cfg.MODEL.SPATIALFLOW = CN()
 
@@ -63,7 +63,7 @@ def add_spatialflow_config(cfg: CN) -> None:
     # Labels of the stuff head that are things, which the merge leaves out: [0], 'other', on COCO
     # (Sec. IV-B); the eight thing classes among the 19 on Cityscapes.
     cfg.MODEL.SEM_SEG_HEAD.THING_LABELS = [0]
-    # Fill what nobody claimed with the detected boxes (Sec. IV-B, "overlap ... 0.6"). A box fills
+    # Fill unassigned pixels with the detected boxes (Sec. IV-B, "overlap ... 0.6"). A box fills
     # when at least MIN_FREE of it is free; the authors' code has 0.5.
     cfg.MODEL.SPATIALFLOW.BOX_FILL = CN({"ENABLED": True, "MIN_FREE": 0.6})
 
@@ -136,7 +136,7 @@ def load_config(config_file: str, opts: Sequence[str] = ()) -> CN:
         The config, not frozen.
 
     Raises:
-        FileNotFoundError: the file, or a ``_BASE_`` it names, is not there.
+        FileNotFoundError: the file, or a ``_BASE_`` it names, is missing.
         KeyError: a key that does not exist; the message names the closest one that does.
         ValueError: the file is no plain YAML mapping (tags that would run code are refused), or
             ``opts`` is not made of pairs.
@@ -147,7 +147,7 @@ def load_config(config_file: str, opts: Sequence[str] = ()) -> CN:
         # Detectron2's own merge_from_file would admit YAML's unsafe tags.
         loaded = CN(CN.load_yaml_with_base(config_file, allow_unsafe=False))
     except FileNotFoundError as e:
-        raise FileNotFoundError(f"Config {config_file}: {e.filename or e} is not there.") from e
+        raise FileNotFoundError(f"Config {config_file}: {e.filename or e} not found.") from e
     except RecursionError as e:
         raise ValueError(f"Config {config_file} is its own _BASE_, directly or not.") from e
     except (YAMLError, AssertionError, AttributeError, TypeError, UnicodeDecodeError) as e:

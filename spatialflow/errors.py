@@ -68,8 +68,8 @@ def message_for_user(error: Exception) -> str | None:
     """What to say of a user's mistake; None for any other error.
 
     Args:
-        error: as it was caught, or as a started process, the worker of a data loader or that of a
-            process pool handed it on.
+        error: the exception as it was caught, or as a started process, a worker of a data loader
+            or one of a process pool passed it on.
     """
     remote = _remote_traceback(error)
     if remote is not None:

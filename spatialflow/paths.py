@@ -19,7 +19,7 @@ def refuse_overwriting(
     Args:
         outputs: files and folders that are to be written; they need not exist.
         inputs: files and folders that are read.
-        option: what the user can change, for the message.
+        option: the command-line option to change, for the message.
 
     Raises:
         ValueError: an output is an input.

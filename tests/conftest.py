@@ -33,7 +33,7 @@ def _seed() -> None:
 def _sample(name: str) -> Path:
     folder = SAMPLES / name
     if not folder.is_dir():
-        pytest.skip(f"sample data {name} is not there")
+        pytest.skip(f"sample data {name} not found")
     return folder
 
 

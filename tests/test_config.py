@@ -154,10 +154,10 @@ def test_override_that_would_run_code_is_a_string(tmp_path):
 
 
 def test_missing_files_are_named(write, tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"gone\.yaml is not there"):
+    with pytest.raises(FileNotFoundError, match=r"gone\.yaml not found"):
         load_config(str(tmp_path / "gone.yaml"))
     path = write("_BASE_: parent.yaml")
-    with pytest.raises(FileNotFoundError, match=r"config\.yaml: .*parent\.yaml is not there"):
+    with pytest.raises(FileNotFoundError, match=r"config\.yaml: .*parent\.yaml not found"):
         load_config(path)
 
 

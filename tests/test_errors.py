@@ -92,7 +92,7 @@ def test_a_missing_file_is_one_line_in_a_started_process(my_models, toy_datasets
     weights = str(tmp_path / "nowhere.pth")
     with pytest.raises(SystemExit) as stop:
         main([*command, "MODEL.WEIGHTS", weights])
-    assert stop.value.code == f"error: Weights file {weights} is not there; check MODEL.WEIGHTS."
+    assert stop.value.code == f"error: Weights file {weights} not found; check MODEL.WEIGHTS."
 
 
 @pytest.fixture
@@ -190,7 +190,7 @@ def in_a_loader(function, argument):
 @pytest.mark.parametrize("place", [in_this_process, in_a_pool, in_a_loader])
 def test_readers_errors_are_the_users_and_lookups_are_bugs(place):
     assert message_for_user(caught(place, read_absent, "absent.png")) == (
-        "Panoptic PNG absent.png is not there."
+        "Panoptic PNG absent.png not found."
     )
     assert message_for_user(caught(place, look_up_absent, "my_key")) is None
 

@@ -180,7 +180,7 @@ def test_rows_are_those_of_the_paper(table):
     report = table.startswith("Report")
     file = PAPERS / (REPORT if report else JOURNAL)
     if not file.is_file():
-        pytest.skip("the papers' texts are not there")
+        pytest.skip("the papers' texts not found")
     printed = read_report_table if report else read_journal_table
     rows = printed(file.read_text(), table.removeprefix("Report "))
     ours = [numbers for _, numbers, _ in ROWS[table]]

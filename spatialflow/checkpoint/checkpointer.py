@@ -111,7 +111,7 @@ class SafeCheckpointer(DetectionCheckpointer):
                 "access and set MODEL.WEIGHTS to its path."
             ) from e
         if not os.path.isfile(local):
-            raise FileNotFoundError(f"Weights file {path} is not there; check MODEL.WEIGHTS.")
+            raise FileNotFoundError(f"Weights file {path} not found; check MODEL.WEIGHTS.")
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         if filename.endswith(".pkl"):

@@ -66,7 +66,7 @@ def other_label(stuff_category_ids: Iterable[int]) -> int:
     """Their stuff label of 'other', 36 on COCO.
 
     Args:
-        stuff_category_ids: of the stuff classes without 'other'.
+        stuff_category_ids: ids of the stuff classes without 'other'.
     """
     return sorted([*stuff_category_ids, OTHER_CATEGORY_ID]).index(OTHER_CATEGORY_ID)
 
@@ -112,7 +112,7 @@ def check_fit(weights: Mapping[str, Tensor], model_state: Mapping[str, Tensor]) 
     """Check that weights fill a model: no tensor too many, none too few, every shape right.
 
     Args:
-        weights: of :func:`convert_state_dict`.
+        weights: the result of :func:`convert_state_dict`.
         model_state: the model's state dict; only shapes are looked at.
 
     Raises:

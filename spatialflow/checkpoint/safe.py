@@ -42,7 +42,7 @@ def load_tensors(path: str) -> Any:
     try:
         return read(path)
     except FileNotFoundError as e:
-        raise FileNotFoundError(f"Weights file {path} is not there.") from e
+        raise FileNotFoundError(f"Weights file {path} not found.") from e
     except OSError:
         raise
     except _Refused as e:

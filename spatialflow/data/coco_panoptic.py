@@ -49,7 +49,7 @@ def read_panoptic_json(path: str) -> dict[str, Any]:
         dict with the lists ``images``, ``annotations`` and ``categories``.
 
     Raises:
-        FileNotFoundError: the file is not there.
+        FileNotFoundError: the file is missing.
         ValueError: it is no JSON, or a JSON of another kind, or a file name in it is absolute or
             leads out of its folder.
     """
@@ -66,7 +66,7 @@ def read_images_json(path: str) -> dict[str, Any]:
         dict with the list ``images``.
 
     Raises:
-        FileNotFoundError: the file is not there.
+        FileNotFoundError: the file is missing.
         ValueError: it has no such list, an image lacks a field, or a file name leads out of its
             folder.
     """
@@ -115,7 +115,7 @@ def _stamp(path: str, kind: str) -> tuple[int, ...]:
     try:
         stat = os.stat(path)
     except FileNotFoundError as e:
-        raise FileNotFoundError(f"{kind} {path} is not there.") from e
+        raise FileNotFoundError(f"{kind} {path} not found.") from e
     return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
 
 
@@ -151,13 +151,14 @@ def load_coco_panoptic(
         panoptic_root: folder of the PNGs.
         panoptic_json: path of the JSON.
         categories: the classes that segments may have.
-        image_file: from an entry of ``images`` to the path of the image below ``image_root``.
+        image_file: function from an entry of ``images`` to the path of the image below
+            ``image_root``.
 
     Returns:
         One dict an image, see the module's docstring.
 
     Raises:
-        FileNotFoundError: a folder, the JSON, an image or a PNG is not there.
+        FileNotFoundError: a folder, the JSON, an image or a PNG is missing.
         ValueError: the JSON is none, is empty, or contradicts itself.
     """
     content = open_panoptic_json(panoptic_json)
@@ -199,7 +200,7 @@ def load_unannotated(
         Dicts with ``file_name``, ``image_id``, ``height`` and ``width``.
 
     Raises:
-        FileNotFoundError: the folder, the JSON or an image is not there.
+        FileNotFoundError: the folder, the JSON or an image is missing.
         ValueError: it is no such JSON, has no image or one twice, or a file name leads out of the
             folder.
     """
@@ -264,7 +265,7 @@ def _check_pairs(
 
 def _check_files(root: str, names: Iterable[str], kind: str) -> None:
     if not os.path.isdir(root):
-        raise FileNotFoundError(f"{kind[0].upper()}{kind[1:]} folder {root} is not there.")
+        raise FileNotFoundError(f"{kind[0].upper()}{kind[1:]} folder {root} not found.")
     # One listing a folder: asking for each file on its own takes minutes on network storage.
     listings: dict[str, set[str]] = {}
     missing = []

@@ -21,7 +21,7 @@ class CompactList(Sequence):
     def __init__(self, entries: Iterable[Any]):
         """
         Args:
-            entries: as ``json.loads`` makes them.
+            entries: the dicts that ``json.loads`` makes.
         """
         remaining = iter(entries)
         self._chunks: list[bytes] = []

@@ -100,8 +100,8 @@ class TrainBatches(Sampler):
     Args:
         groups: the group of each image; a batch has images of one group only.
         batch_size: images in a batch, over all processes.
-        seed: of the shuffling.
-        start_iter: number of batches to pass over.
+        seed: seed of the shuffling.
+        start_iter: number of batches to skip.
         part: this process's number and the number of processes; divides ``batch_size``.
     """
 

@@ -66,7 +66,7 @@ def resize_shortest_edge(
         cfg: INPUT.RESIZE_WITH is read.
         shorter: the shorter side in pixels, or what to sample it from.
         longer: the longer side at most, in pixels.
-        sample_style: as Detectron2 has it.
+        sample_style: ``sample_style`` of Detectron2's ``ResizeShortestEdge``.
 
     Raises:
         ValueError: INPUT.RESIZE_WITH is neither "pil" nor "cv2".
@@ -113,7 +113,7 @@ class PanopticMapper(DatasetMapper):
         """Map the dict of one image; it is left as it is.
 
         Raises:
-            FileNotFoundError: the image or its PNG is not there.
+            FileNotFoundError: the image or its PNG is missing.
             ValueError: one cannot be read, sizes differ, or PNG and segments have different ids.
         """
         dataset_dict = dict(dataset_dict)
@@ -193,7 +193,7 @@ def read_image(file_name: str, image_format: str) -> np.ndarray:
     """(H, W, C) uint8 image, turned as its EXIF data says.
 
     Raises:
-        FileNotFoundError: the file is not there.
+        FileNotFoundError: the file is missing.
         ValueError: it is no image, a damaged one or one of more pixels than Pillow opens.
         ImageKindError: it is grey of 16 or 32 bits, or has floats.
     """
@@ -208,7 +208,7 @@ def read_image(file_name: str, image_format: str) -> np.ndarray:
             )
         return detection_utils.read_image(file_name, image_format)
     except FileNotFoundError as e:
-        raise FileNotFoundError(f"Image {file_name} is not there.") from e
+        raise FileNotFoundError(f"Image {file_name} not found.") from e
     except (OSError, SyntaxError, Image.DecompressionBombError) as e:  # Pillow raises any of them
         raise ValueError(f"Image {file_name} cannot be read, replace it: {e}") from e
 

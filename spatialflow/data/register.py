@@ -70,7 +70,7 @@ def register_coco_panoptic(
         panoptic_json: the JSON with images, annotations and categories.
 
     Raises:
-        FileNotFoundError: a folder or the JSON is not there.
+        FileNotFoundError: a folder or the JSON is missing.
         ValueError: the JSON is no panoptic JSON, or the name is taken by something else.
     """
     given = (image_root, panoptic_root, panoptic_json)
@@ -103,7 +103,7 @@ def register_unannotated(name: str, image_root: str, images_json: str, like: str
         like: a registered dataset of the same classes, whose own files need not be there.
 
     Raises:
-        FileNotFoundError: the folder or the JSON is not there.
+        FileNotFoundError: the folder or the JSON is missing.
         ValueError: ``like`` is not registered, or the name is taken by something else.
     """
     given = (image_root, images_json)
@@ -135,7 +135,7 @@ def load_dataset_dicts(name: str) -> list[dict[str, Any]]:
         of images without ground truth nothing but the image.
 
     Raises:
-        FileNotFoundError: a folder or file is not there.
+        FileNotFoundError: a folder or file is missing.
         ValueError: the name is not registered, or the JSON contradicts itself or the metadata.
     """
     metadata = _metadata(name)
@@ -174,7 +174,7 @@ def find_panoptic_files(name: str, entries: Sequence[Sequence[str]] = ()) -> Pan
     """The files of a dataset by its name; none of them is looked at.
 
     Args:
-        name: of a registered dataset, a toy dataset or one of the entries.
+        name: name of a registered dataset, of a toy dataset or of one of the entries.
         entries: DATASETS.REGISTER of a config.
 
     Raises:
@@ -214,7 +214,7 @@ def prepare_datasets(
             images.
 
     Raises:
-        FileNotFoundError: a folder or file is not there.
+        FileNotFoundError: a folder or file is missing.
         ValueError: a name is not registered, class counts or classes differ, or a dataset
             contradicts itself.
     """
@@ -281,7 +281,7 @@ def _check_paths(name: str, paths: dict[str, str]) -> None:
             hint = _TOY_HINT if name in TOY_DATASETS else ""
             hint = _SEPARATED_HINT if key == "sem_seg_root" else hint
             raise FileNotFoundError(
-                f"Dataset {name}: {key} {path} is not there{hint}. Datasets are expected below "
+                f"Dataset {name}: {key} {path} not found{hint}. Datasets are expected below "
                 f"$DETECTRON2_DATASETS, which is {root or 'not set, so below ./datasets'}; "
                 "datasets/README.md has their layout."
             )

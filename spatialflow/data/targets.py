@@ -38,22 +38,22 @@ def read_panoptic_png(path: str, out: np.ndarray | None = None) -> np.ndarray:
     """Segment ids of a panoptic PNG: id = R + 256 G + 65536 B, 0 is void.
 
     Args:
-        path: of the file.
-        out: what an earlier call returned; if the size is the same, it is overwritten and
-            returned. Asking for fresh memory costs as much as half of the decoding.
+        path: path of the file.
+        out: array of an earlier call; if its size is the same, it is overwritten and returned.
+            Allocating another one takes half as long as the decoding.
 
     Returns:
         (H, W) int32.
 
     Raises:
-        FileNotFoundError: the file is not there.
+        FileNotFoundError: the file is missing.
         ValueError: it is no PNG or is damaged.
         PngKindError: it is grey, with a palette or of 16 bits.
     """
     try:
         data = Path(path).read_bytes()
     except FileNotFoundError as e:
-        raise FileNotFoundError(f"Panoptic PNG {path} is not there.") from e
+        raise FileNotFoundError(f"Panoptic PNG {path} not found.") from e
     if not data.startswith(_PNG_SIGNATURE) or len(data) <= _PNG_COLOR_TYPE:
         raise ValueError(f"Panoptic PNG {path} is no PNG file.")
     if data[_PNG_BIT_DEPTH] != 8 or data[_PNG_COLOR_TYPE] not in _PNG_RGB:
@@ -76,7 +76,7 @@ def index_map(ids: np.ndarray, segments: Segments, file_name: str) -> np.ndarray
     Args:
         ids: (H, W) segment ids, 0 for void.
         segments: S segments, every one of which has pixels.
-        file_name: of the PNG, for the messages.
+        file_name: file name of the PNG, for messages.
 
     Returns:
         (H, W) 0 for void, i + 1 for segment i; uint8, or uint16 for more than 255 segments.

@@ -161,8 +161,8 @@ class BestModelCheckpointer(detectron2.engine.hooks.BestCheckpointer):
     trainer is written before the evaluation of its iteration and cannot know it.
 
     Args:
-        eval_period: of ``EvalHook``.
-        model: what is saved.
+        eval_period: the period of ``EvalHook``, in iterations.
+        model: the model to save.
         save_dir: folder of ``model_best.pth``.
         val_metric: name of the metric in the event storage, the higher the better.
     """
@@ -171,7 +171,7 @@ class BestModelCheckpointer(detectron2.engine.hooks.BestCheckpointer):
         super().__init__(eval_period, _BestCheckpoint(model, save_dir, val_metric), val_metric)
 
     def before_train(self) -> None:
-        """Take up the best value of a run that is resumed."""
+        """Restore the best value of a resumed run."""
         path = Path(self._checkpointer.save_dir, f"{self._file_prefix}.pth")
         if self.trainer.start_iter == 0 or not path.exists():
             return

@@ -36,7 +36,7 @@ def launch(
         main: a function of a module, so that started processes can import it.
         num_gpus: processes per machine, on the CPU too.
         num_machines, machine_rank, dist_url: as Detectron2's ``launch`` takes them.
-        args: of ``main``.
+        args: arguments of ``main``.
         device: MODEL.DEVICE.
 
     Raises:

@@ -18,7 +18,7 @@ def run(args: argparse.Namespace) -> None:
     """Start the processes that the arguments ask for, and :func:`main` in each.
 
     Args:
-        args: of :func:`spatialflow.engine.argument_parser`.
+        args: parsed arguments of :func:`spatialflow.engine.argument_parser`.
 
     Raises:
         UserError, FileNotFoundError, KeyError, ValueError: see ``launch``, ``setup``,

@@ -47,7 +47,7 @@ def argument_parser(prog: str = "train_net.py", examples: str = EXAMPLES) -> Com
 
     Args:
         prog: name of the command.
-        examples: of its help.
+        examples: usage examples for its help.
     """
     parser = CommandParser(
         prog=prog,
@@ -71,7 +71,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
     """Read the config, register its datasets, check what can be checked early, start the logs.
 
     Args:
-        args: of :func:`argument_parser`.
+        args: parsed arguments of :func:`argument_parser`.
 
     Returns:
         The frozen config.

@@ -79,7 +79,7 @@ class Trainer(DefaultTrainer):
         self.register_hooks(self.build_hooks())
 
     def resume_or_load(self, resume: bool = True) -> None:
-        """Take up the last checkpoint of OUTPUT_DIR with its data stream, or load MODEL.WEIGHTS."""
+        """Resume the last checkpoint of OUTPUT_DIR with its data stream, or load MODEL.WEIGHTS."""
         super().resume_or_load(resume)
         if self.start_iter:
             self._trainer.reset_data_loader(
@@ -118,7 +118,7 @@ class Trainer(DefaultTrainer):
         return {**super().state_dict(), "seed": self.cfg.SEED}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up ``state_dict``, the seed with it."""
+        """Load ``state_dict``, including the seed."""
         super().load_state_dict(state_dict)
         self.cfg = _with_seed(self.cfg, state_dict["seed"])
 

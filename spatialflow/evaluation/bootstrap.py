@@ -28,8 +28,8 @@ def bootstrap_intervals(
         images: counts of each image.
         categories: the C categories that their rows are of.
         replicates: how often to draw.
-        seed: of the random numbers.
-        level: share of the replicates inside.
+        seed: seed of the random numbers.
+        level: confidence level, the share of the replicates inside the interval.
 
     Returns:
         Lower and upper end by metric (PQ, SQ, RQ, PQ_th ... RQ_st), in percent. Replicates in which

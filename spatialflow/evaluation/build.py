@@ -43,12 +43,12 @@ def build_evaluator(
     Args:
         model: says which branches it has and how it merges.
         dataset_name: a registered dataset.
-        output_dir: where to write the predictions; None: they are not written.
-        raw_dir: where to write what the merge starts from; None: it is not written. Of a model
-            that does not merge, panoptic predictions and this are left out with a warning.
+        output_dir: folder for the predictions; None: they are not written.
+        raw_dir: folder for what the merge starts from; None: it is not written. A model without
+            a merge has neither panoptic predictions nor this; a warning says so.
 
     Raises:
-        FileNotFoundError: the dataset's JSON is not found.
+        FileNotFoundError: the dataset's JSON is missing.
         ValueError: the dataset is of another kind, or its JSON is unsound.
     """
     kind = MetadataCatalog.get(dataset_name).get("evaluator_type")

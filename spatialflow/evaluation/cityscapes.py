@@ -36,7 +36,7 @@ def write_instances(
     """Write instances as Cityscapes takes them: a text file that names a PNG for each mask.
 
     Args:
-        folder: where to write.
+        folder: folder to write to.
         image_id: ``<city>_<sequence>_<frame>``.
         instances: on any device, with ``pred_masks`` (N, H, W) bool, ``pred_classes``, ``scores``.
         label_ids: Cityscapes' label id of each thing class.
@@ -80,10 +80,10 @@ class CityscapesInstanceEvaluator(DatasetEvaluator):
     def __init__(self, ground_truth: PanopticGroundTruth):
         """
         Args:
-            ground_truth: of a Cityscapes dataset.
+            ground_truth: ground truth of a Cityscapes dataset.
 
         Raises:
-            FileNotFoundError: an ``instanceIds`` image is not there.
+            FileNotFoundError: an ``instanceIds`` image is missing.
         """
         self._truth_files = _label_images(ground_truth, "instanceIds")
         self._label_ids = [c.id for c in ground_truth.categories.things]
@@ -132,10 +132,10 @@ class CityscapesSemSegEvaluator(DatasetEvaluator):
     def __init__(self, ground_truth: PanopticGroundTruth):
         """
         Args:
-            ground_truth: of a Cityscapes dataset, whose stuff labels are all its classes.
+            ground_truth: ground truth of a Cityscapes dataset; its stuff labels are all classes.
 
         Raises:
-            FileNotFoundError: a ``labelIds`` or ``instanceIds`` image is not there.
+            FileNotFoundError: a ``labelIds`` or ``instanceIds`` image is missing.
         """
         self._truth_files = _label_images(ground_truth, "labelIds")
         _label_images(ground_truth, "instanceIds")  # the script reads these too
@@ -205,7 +205,7 @@ def _label_images(ground_truth: PanopticGroundTruth, kind: str) -> dict[Hashable
     missing = [path for path in paths.values() if not os.path.isfile(path)]
     if missing:
         raise FileNotFoundError(
-            f"Cityscapes' scripts need {missing[0]}, which is not there ({len(missing)} of "
+            f"Cityscapes' scripts need {missing[0]}: file not found ({len(missing)} of "
             f"{len(paths)} such images are missing). They come with gtFine_trainvaltest.zip."
         )
     return paths

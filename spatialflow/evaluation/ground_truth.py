@@ -38,14 +38,14 @@ class PanopticGroundTruth:
     Attributes:
         name: the dataset's registered name.
         categories: its classes.
-        files: where it lies: ``image_root``, ``panoptic_root``, ``panoptic_json``.
+        files: paths of its files: ``image_root``, ``panoptic_root``, ``panoptic_json``.
         png_names: file name of the PNG, as in the JSON, by image id.
     """
 
     def __init__(self, dataset_name: str):
         """
         Raises:
-            FileNotFoundError: the dataset's JSON is not there.
+            FileNotFoundError: the dataset's JSON is missing.
             ValueError: the dataset is not registered as a panoptic one, or its JSON is none.
         """
         metadata = MetadataCatalog.get(dataset_name)

@@ -26,7 +26,7 @@ def coco_annotations(
     """COCO annotations of the things of one image.
 
     Args:
-        image_id: of the image.
+        image_id: id of the image.
         truth: its panoptic ground truth.
         thing_ids: dataset category ids of the thing classes.
 
@@ -72,9 +72,9 @@ class PanopticInstanceEvaluator(COCOEvaluator):
     ):
         """
         Args:
-            ground_truth: of the dataset to evaluate on.
-            tasks: of "bbox" and "segm", those that the model predicts.
-            output_dir: where Detectron2 writes the predicted instances; None: nowhere.
+            ground_truth: ground truth of the dataset to evaluate on.
+            tasks: those of "bbox" and "segm" that the model predicts.
+            output_dir: folder for the instances that Detectron2 writes; None: it does not.
         """
         self._ground_truth = ground_truth
         things = ground_truth.categories.things

@@ -29,8 +29,8 @@ class PanopticEvaluator(DatasetEvaluator):
     def __init__(self, ground_truth: PanopticGroundTruth, output_dir: str | None = None):
         """
         Args:
-            ground_truth: of the dataset to evaluate on.
-            output_dir: where to write the predictions in COCO's panoptic results format,
+            ground_truth: ground truth of the dataset to evaluate on.
+            output_dir: folder for the predictions in COCO's panoptic results format,
                 ``panoptic_predictions.json`` and a PNG an image in ``panoptic_predictions/``, and
                 what is needed to score them again, ``dataset.json``: the dataset's ``name``,
                 ``image_root``, ``panoptic_root`` and ``panoptic_json``, with absolute paths.

@@ -29,9 +29,9 @@ class RawOutputWriter(DatasetEvaluator):
     ):
         """
         Args:
-            output_dir: where the index and the folder of the raw outputs go.
-            dataset: what the images belong to.
-            merge: the model's.
+            output_dir: folder for the index and the folder of the raw outputs.
+            dataset: the dataset of the images.
+            merge: the model's merge.
         """
         self._output_dir = output_dir
         self._categories = dataset.categories

@@ -36,7 +36,7 @@ class ImageCounts:
     Attributes:
         rows: (K,) which categories, as indices.
         values: (K, 4) their counts.
-        wrong_areas: of ground-truth segments in the JSON; how many.
+        wrong_areas: number of ground-truth segments whose area in the JSON is wrong.
     """
 
     rows: np.ndarray
@@ -77,12 +77,12 @@ def score_folder(
     Args:
         predictions: JSON with ``annotations`` and the folder of PNGs.
         truth: JSON of the dataset and the folder of PNGs.
-        categories: of the dataset; None: those of its JSON.
-        workers: processes; 1 is this one.
+        categories: categories of the dataset; None: those of its JSON.
+        workers: number of processes; with 1, this one does the work.
         progress: show a progress bar.
 
     Raises:
-        FileNotFoundError: a file is not there.
+        FileNotFoundError: a file is missing.
         ValueError: a file is damaged, an image is predicted twice, or a segment does not fit its
             PNG or has an unknown category; the message names file, image and segment.
     """

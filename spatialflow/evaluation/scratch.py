@@ -17,8 +17,8 @@ def scratch_dataset(name: str, **metadata) -> Iterator[str]:
     image by image.
 
     Args:
-        name: of the dataset that is evaluated, for messages.
-        metadata: what the evaluator looks up.
+        name: name of the evaluated dataset, for messages.
+        metadata: metadata that the evaluator looks up in Detectron2's catalog.
 
     Yields:
         The name that is registered.

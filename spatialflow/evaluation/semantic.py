@@ -24,7 +24,7 @@ class PanopticSemSegEvaluator(SemSegEvaluator):
     def __init__(self, ground_truth: PanopticGroundTruth):
         """
         Args:
-            ground_truth: of the dataset to evaluate on.
+            ground_truth: ground truth of the dataset to evaluate on.
         """
         self._ground_truth = ground_truth
         self._stuff_labels = {
@@ -35,7 +35,7 @@ class PanopticSemSegEvaluator(SemSegEvaluator):
             ground_truth.name, stuff_classes=names, ignore_label=VOID_LABEL
         ) as name:
             super().__init__(name, sem_seg_loading_fn=self._load_labels)
-        # Costs more than all the rest, for metrics that nobody reports on panoptic data.
+        # Costs more than all the rest, for metrics that are not reported on panoptic data.
         self._compute_boundary_iou = False
 
     def process(self, inputs: Sequence[Mapping], outputs: Sequence[Mapping]) -> None:

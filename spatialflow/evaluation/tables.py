@@ -45,7 +45,7 @@ def format_results(
     """Tables of one dataset's results: PQ, SQ, RQ, then AP and IoU, as far as they are there.
 
     Args:
-        results: of one dataset.
+        results: results of one dataset.
         intervals: lower and upper end by metric of "panoptic_seg", shown behind the value.
 
     Returns:
@@ -90,7 +90,7 @@ def write_csv(
     wide. What could not be measured is an empty field.
 
     Args:
-        path: of the file.
+        path: path of the file.
         by_name: results by dataset.
         intervals: as for :func:`format_results`; they become the columns ``low`` and ``high``.
     """

@@ -21,7 +21,7 @@ class UnannotatedImages:
     Attributes:
         name: the dataset's registered name.
         categories: the classes of the dataset that it is like.
-        files: where it lies: ``image_root``, ``images_json``.
+        files: paths of its files: ``image_root``, ``images_json``.
         png_names: file name for the PNG of a prediction, that of the image, by image id.
     """
 
@@ -52,8 +52,8 @@ class PanopticWriter(PanopticEvaluator):
     def __init__(self, images: UnannotatedImages, output_dir: str):
         """
         Args:
-            images: that are predicted.
-            output_dir: where to write; ``dataset.json`` names the images instead of ground truth.
+            images: the images to predict.
+            output_dir: folder to write to; ``dataset.json`` has the images, no ground truth.
         """
         super().__init__(images, output_dir)
 

@@ -23,8 +23,8 @@ from spatialflow.modeling.panoptic_model import FirstPass, PanopticModel, Sizes,
 from .member import Member, ViewBatch
 
 
-class SeenViews(NamedTuple):
-    """What is kept of some views until their masks are asked for."""
+class ViewFeatures(NamedTuple):
+    """Mask features of some views, kept until the masks are predicted."""
 
     member: Member
     batch: ViewBatch
@@ -60,8 +60,8 @@ class EnsembleWithTTA(PanopticModel):
         members: the models with their views.
         input_format: the channel order of the images it is given, "BGR" or "RGB".
         nms_thresh, max_detections: of the NMS over all candidates.
-        merge: of the panoptic map, if there are masks and stuff; None leaves it out.
-        device: where the images are evaluated.
+        merge: merge of masks and stuff into the panoptic map; None leaves the map out.
+        device: device on which the images are evaluated.
         one_at_a_time: bring the members to the device in turn, for members that do not fit
             together; they wait on the CPU.
     """
@@ -112,12 +112,12 @@ class EnsembleWithTTA(PanopticModel):
         for member in self.members:
             with self._in_use(member):
                 for batch in member.batches(self._in_format(image, member), self.device):
-                    seen = member.first_pass(batch, size)
-                    candidates += seen.candidates
-                    for scores, weight in zip(seen.stuff, batch.weights, strict=False):
+                    outputs = member.first_pass(batch, size)
+                    candidates += outputs.candidates
+                    for scores, weight in zip(outputs.stuff, batch.weights, strict=False):
                         stuff.add(scores, weight)
                     if member.model.predicts_masks:
-                        kept.append(SeenViews(member, batch, seen.mask_features))
+                        kept.append(ViewFeatures(member, batch, outputs.mask_features))
         mean: list[Any] = [] if stuff.value is None else [stuff.value]
         if labels_only:
             mean = [StuffLabels(most_likely_labels(scores), len(scores)) for scores in mean]
@@ -128,7 +128,7 @@ class EnsembleWithTTA(PanopticModel):
         return select_detections(candidates, self.nms_thresh, self.max_detections)
 
     def predict_masks(
-        self, features: list[SeenViews], instances: list[Instances], image_sizes: Sizes
+        self, features: list[ViewFeatures], instances: list[Instances], image_sizes: Sizes
     ) -> list[Tensor]:
         """The mean mask probabilities (n, M, M); members with another M are resized."""
         (found,), mean, shape = instances, WeightedMean(), None

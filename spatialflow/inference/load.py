@@ -40,11 +40,11 @@ def load_model(cfg: CfgNode, resume: bool = False) -> PanopticModel:
     """The model or ensemble of a config, with weights, for evaluation.
 
     Args:
-        cfg: with class counts, see :func:`spatialflow.data.prepare_datasets`.
+        cfg: a config with class counts, see :func:`spatialflow.data.prepare_datasets`.
         resume: take the last checkpoint of OUTPUT_DIR, if there is one, instead of MODEL.WEIGHTS.
 
     Raises:
-        FileNotFoundError, ValueError: a file is not there or does not fit; in an ensemble, members
+        FileNotFoundError, ValueError: a file is missing or does not fit; in an ensemble, members
             of other classes too.
     """
     if cfg.TEST.ENSEMBLE.MEMBERS:
@@ -59,8 +59,8 @@ def with_views(cfg: CfgNode, model: nn.Module) -> PanopticModel:
     """The model as it is evaluated: with the views of TEST.AUG, if the config has them.
 
     Args:
-        cfg: what the model was built from.
-        model: any that :func:`spatialflow.modeling.as_panoptic_model` takes.
+        cfg: the config that the model was built from.
+        model: any model that :func:`spatialflow.modeling.as_panoptic_model` takes.
     """
     model = as_panoptic_model(model, cfg)
     if not cfg.TEST.AUG.ENABLED or isinstance(model, EnsembleWithTTA):

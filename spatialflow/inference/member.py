@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from spatialflow.modeling.batching import split_batch
 from spatialflow.modeling.panoptic_model import FirstPass, PanopticModel
 
-from .views import View, flip_instances, show
+from .views import View, apply_view, flip_instances
 
 
 @dataclass
@@ -48,8 +48,8 @@ class Member(nn.Module):
         model: the model.
         views: how it is shown an image.
         input_format: the channel order it wants, "BGR" or "RGB".
-        weight: of all its views.
-        numbers: its class numbers; None when they are those of the answer.
+        weight: weight of all its views together, in the means.
+        numbers: its class numbers; None when they are those of the result.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class Member(nn.Module):
         """
         by_size: dict[tuple[int, ...], list[tuple[Tensor, View]]] = {}
         for view in self.views:
-            shown = show(view, image)
+            shown = apply_view(view, image)
             by_size.setdefault(tuple(shown.shape), []).append((shown, view))
         for (_, height, width), group in by_size.items():
             for part in split_batch(group, (height, width), device):
@@ -91,12 +91,12 @@ class Member(nn.Module):
             batch: the views.
             size: (height, width) of the output.
         """
-        seen = self.model.first_pass(batch.images, [size] * len(batch.flips))
-        candidates = [self._in_answer(x) for x in seen.candidates]
-        stuff = seen.stuff
+        outputs = self.model.first_pass(batch.images, [size] * len(batch.flips))
+        candidates = [self._in_ensemble(x) for x in outputs.candidates]
+        stuff = outputs.stuff
         if self.numbers is not None:
             stuff = [x[self.numbers.stuff] for x in stuff]
-        return seen._replace(
+        return outputs._replace(
             candidates=[
                 flip_instances(x) if flip else x
                 for x, flip in zip(candidates, batch.flips, strict=False)
@@ -104,12 +104,12 @@ class Member(nn.Module):
             stuff=[x.flip(-1) if flip else x for x, flip in zip(stuff, batch.flips, strict=False)],
         )
 
-    def _in_answer(self, candidates: Instances) -> Instances:
-        """What all members have of candidates, in the class numbers of the answer."""
+    def _in_ensemble(self, candidates: Instances) -> Instances:
+        """What all members have of candidates, in the class numbers of the ensemble."""
         classes = candidates.pred_classes
         if self.numbers is not None:
-            answer_class = torch.tensor(self.numbers.things, device=classes.device).argsort()
-            classes = answer_class[classes]
+            ensemble_class = torch.tensor(self.numbers.things, device=classes.device).argsort()
+            classes = ensemble_class[classes]
         return Instances(
             candidates.image_size,
             pred_boxes=candidates.pred_boxes,
@@ -124,6 +124,6 @@ class Member(nn.Module):
         if self.numbers is not None:
             own_class = torch.tensor(self.numbers.things, device=asked.pred_classes.device)
             asked.pred_classes = own_class[asked.pred_classes]
-        seen = [flip_instances(asked) if flip else asked for flip in batch.flips]
-        masks = self.model.predict_masks(features, seen, batch.images.image_sizes)
+        in_views = [flip_instances(asked) if flip else asked for flip in batch.flips]
+        masks = self.model.predict_masks(features, in_views, batch.images.image_sizes)
         return [x.flip(-1) if flip else x for x, flip in zip(masks, batch.flips, strict=True)]

@@ -39,7 +39,7 @@ def optimize(
     save the model itself.
 
     Args:
-        model: in evaluation or training mode; it is not changed.
+        model: a model in evaluation or training mode; it is not changed.
         dtype: ``torch.bfloat16`` or ``torch.float16`` runs convolutions and matrix products in
             that precision (autocast); scores, boxes and masks move with it. None: as they are.
         channels_last: the memory layout of images and convolution weights; the result does not

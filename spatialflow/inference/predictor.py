@@ -48,7 +48,7 @@ class Predictor:
 
     Raises:
         FileNotFoundError, KeyError, ValueError: a bad config, no such device, weights that are
-            not there, unsafe, or do not fit; the dataset is not there and neither are the config's
+            missing, unsafe, or do not fit; the dataset is missing and neither are the config's
             class counts.
 
     Example:
@@ -126,8 +126,8 @@ class Predictor:
         """The picture with its segments, or what else the model makes: instances, or stuff labels.
 
         Args:
-            image: what the output belongs to.
-            output: what the call returned.
+            image: the image of the output.
+            output: what calling the predictor returned for the image.
 
         Returns:
             uint8 in BGR order, of the picture's size, or reduced to :data:`MAX_DRAWN_PIXELS`.
@@ -153,7 +153,7 @@ class Predictor:
         """The segments of a picture in the dataset's terms, ready for JSON.
 
         Args:
-            output: what the call returned, with ``panoptic_seg``.
+            output: what calling the predictor returned, with ``panoptic_seg``.
 
         Returns:
             A dict a segment: ``id`` (its value in the map), ``category_id`` (the dataset's),
@@ -223,7 +223,7 @@ def as_bgr(image: np.ndarray) -> np.ndarray:
 
 
 def _find_categories(cfg: CfgNode) -> Categories:
-    """Classes of the config's dataset, numbered ones where it is not there; sets class counts."""
+    """Classes of the config's dataset, numbered ones where it is missing; sets class counts."""
     names = [*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN]
     try:
         prepare_datasets(cfg, check_files=False)
@@ -238,7 +238,8 @@ def _find_categories(cfg: CfgNode) -> Categories:
             "MODEL.SEM_SEG_HEAD.NUM_CLASSES: the model's classes are not known."
         )
     logging.getLogger(__name__).warning(
-        "The dataset (%s) is not there: classes go by numbers.", ", ".join(names) or "none named"
+        "Dataset (%s) not found: classes are shown by their numbers.",
+        ", ".join(names) or "none named",
     )
     things, labels = cfg.MODEL.RETINANET.NUM_CLASSES, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
     return Categories.from_json(

@@ -21,9 +21,9 @@ class View(NamedTuple):
     """How a model is shown an image.
 
     Attributes:
-        resize: to the view's scale.
+        resize: augmentation that resizes the image to the view's scale.
         flip: whether the image is mirrored, left to right.
-        weight: in the means over the views.
+        weight: weight of the view in the means over all views.
     """
 
     resize: T.Augmentation
@@ -57,7 +57,7 @@ def views_from_config(cfg: CfgNode) -> list[View]:
     return views
 
 
-def show(view: View, image: Tensor) -> Tensor:
+def apply_view(view: View, image: Tensor) -> Tensor:
     """The image (3, H, W) uint8 as the view has it, (3, h, w) uint8."""
     pixels = T.AugInput(np.ascontiguousarray(image.cpu().numpy().transpose(1, 2, 0)))
     view.resize(pixels)

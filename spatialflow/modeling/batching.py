@@ -25,7 +25,7 @@ def groups_of_one_size(
     Args:
         sizes: (height, width) of each image.
         unit: images are padded to multiples of it.
-        device: where they run.
+        device: device on which they run.
     """
     groups: dict[tuple[int, int], list[int]] = {}
     unit = max(unit, 1)
@@ -41,7 +41,7 @@ def split_batch(batch: list[T], size: tuple[int, int], device: torch.device) -> 
     Args:
         batch: one entry an image.
         size: (height, width) of each image.
-        device: where they run.
+        device: device on which they run.
     """
     step = len(batch)
     if device.type == "cpu":

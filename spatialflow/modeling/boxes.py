@@ -16,8 +16,8 @@ def select_detections(candidates: Instances, nms_thresh: float, max_detections: 
     As in Detectron2, boxes that clipping left empty are dropped at the end.
 
     Args:
-        candidates: of one image, with ``pred_boxes``, ``scores`` and ``pred_classes``.
-        nms_thresh: IoU over which NMS drops.
+        candidates: scored boxes of one image, with ``pred_boxes``, ``scores`` and ``pred_classes``.
+        nms_thresh: IoU above which NMS drops a box.
         max_detections: how many are kept.
 
     Returns:

@@ -36,7 +36,7 @@ def train_only_class_layers(model: nn.Module, prefixes: Sequence[str]) -> None:
 
     Args:
         model: changed in place.
-        prefixes: of the names of the parameters that stay trainable, see
+        prefixes: name prefixes of the parameters that stay trainable, see
             :attr:`spatialflow.modeling.PanopticModel.class_layers`.
     """
     FrozenBatchNorm2d.convert_frozen_batchnorm(model)

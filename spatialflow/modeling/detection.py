@@ -67,7 +67,7 @@ class Detector(nn.Module):
         topk_candidates: anchors kept for each level before NMS.
         nms_thresh: IoU over which NMS drops, class by class (0.4: Sec. IV-B).
         max_detections: boxes kept for each image (100: Sec. IV-B).
-        size_divisibility: to which the backbone pads an image by itself; 0 is no padding.
+        size_divisibility: the backbone itself pads images to multiples of it; 0: no padding.
     """
 
     @configurable
@@ -208,9 +208,9 @@ class Detector(nn.Module):
         image, are ignored rather than background.
 
         Args:
-            anchors: of each level.
-            gt_instances: of each image, with ``gt_boxes`` and ``gt_classes``.
-            crowd_masks: of each image, (h, w) bool.
+            anchors: anchors of each level.
+            gt_instances: ground truth of each image, with ``gt_boxes`` and ``gt_classes``.
+            crowd_masks: crowd regions of each image, (h, w) bool.
             grid_sizes: (H_i, W_i) of each level.
         """
         all_anchors = Boxes.cat(anchors)
@@ -276,7 +276,7 @@ class Detector(nn.Module):
 
         Args:
             predictions: see :meth:`forward`.
-            anchors: of each level.
+            anchors: anchors of each level.
             image_sizes: (height, width) of each image without padding.
             output_sizes: (height, width) that the boxes are scaled to.
 

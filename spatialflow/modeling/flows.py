@@ -19,12 +19,12 @@ FLOW_REGISTRY = Registry("FLOW")
 
 
 class Flow(nn.Module):
-    """What one sub-network tells another, at one stage; the base class.
+    """Information from one sub-network to another at one stage; the base class.
 
     Args:
         channels: C, of source and target.
-        out_channels: of the result: C where it is added to the target's feature, or those of the
-            offsets and modulation of a deformable convolution, eq. (4).
+        out_channels: channels of the result: C where it is added to the target's feature, or those
+            of the offsets and modulation of a deformable convolution, eq. (4).
     """
 
     def __init__(self, channels: int, out_channels: int):
@@ -33,7 +33,7 @@ class Flow(nn.Module):
         self.out_channels = out_channels
 
     def forward(self, source: Tensor, target: Tensor) -> Tensor:
-        """What the target's stage is given.
+        """The feature that the target's stage receives.
 
         Args:
             source: (N, C, H_i, W_i), the feature of the source's stage; in eq. (4) the sum of both.

@@ -18,9 +18,9 @@ def gt_instances(image: dict[str, Any], device: torch.device, *, masks: bool) ->
     """The things of one image.
 
     Args:
-        image: with ``instances``: ``gt_boxes``, ``gt_classes`` and, if masks are asked for,
+        image: input with ``instances``: ``gt_boxes``, ``gt_classes`` and, if masks are needed,
             ``gt_masks`` as BitMasks or PolygonMasks. Without things it needs no masks.
-        device: where the result is.
+        device: device of the result.
         masks: whether masks are needed.
 
     Raises:

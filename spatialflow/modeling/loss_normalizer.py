@@ -16,7 +16,7 @@ def mean_over_processes(count: int | Tensor, like: Tensor) -> Tensor:
     whole batch.
 
     Args:
-        count: what this process counted.
+        count: count of this process.
         like: a tensor whose device the result has.
 
     Returns:

@@ -84,7 +84,7 @@ class ThingHead(nn.Module):
 
         Args:
             features: thing_1 of P3 to P5, each (N, C, H_i, W_i).
-            boxes: of each image, in pixels of the network's input.
+            boxes: boxes of each image, in pixels of the network's input.
 
         Returns:
             (R, K, M, M).
@@ -112,7 +112,7 @@ class ThingHead(nn.Module):
 
         Args:
             detections: the current detections of each image, with ``pred_boxes``.
-            gt_instances: of each image, with ``gt_boxes``, ``gt_classes`` and ``gt_masks``.
+            gt_instances: ground truth of each image: ``gt_boxes``, ``gt_classes``, ``gt_masks``.
 
         Returns:
             For each image ``proposal_boxes``, ``gt_classes`` and ``gt_masks``.

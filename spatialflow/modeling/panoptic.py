@@ -183,7 +183,7 @@ def most_likely_labels(scores: Tensor) -> Tensor:
 
 
 def paint_instances(masks: Tensor, overlap_thresh: float) -> Tensor:
-    """Give each instance the pixels of its mask that nobody before it has.
+    """Give each instance the pixels of its mask that no earlier instance has.
 
     Args:
         masks: (N, H, W) bool, best first.

@@ -43,11 +43,11 @@ class FirstPass(NamedTuple):
     """What does not depend on the boxes that are chosen.
 
     Attributes:
-        candidates: of each image the scored boxes, see :meth:`PanopticModel.find_candidates`;
+        candidates: scored boxes of each image, see :meth:`PanopticModel.find_candidates`;
             empty without a box branch.
-        stuff: of each image, at its output size, the scores (S, H, W) or, for panoptic maps alone,
+        stuff: scores (S, H, W) of each image at its output size or, for panoptic maps alone,
             :class:`StuffLabels`; empty without a stuff branch.
-        mask_features: what :meth:`PanopticModel.predict_masks` needs; None without masks.
+        mask_features: input of :meth:`PanopticModel.predict_masks`; None without masks.
     """
 
     candidates: list[Instances]
@@ -59,7 +59,7 @@ class ClassLogits(NamedTuple):
     """The layer that scores the thing classes, for the benchmark.
 
     Attributes:
-        layer: with ``weight`` and ``bias``; its outputs are class logits.
+        layer: a module with ``weight`` and ``bias`` whose outputs are class logits.
         has_background: whether its last output is the background's.
     """
 
@@ -152,13 +152,13 @@ class PanopticModel(nn.Module):
     def inference(self, batched_inputs: list[dict]) -> list[dict]:
         """The results of images that pad to one size, see :meth:`forward`."""
         images = self.preprocess_image(batched_inputs)
-        seen = self.first_pass(images, _output_sizes(batched_inputs, images))
-        instances = [self.select(candidates) for candidates in seen.candidates]
-        self._attach_masks(instances, seen, images)
+        outputs = self.first_pass(images, _output_sizes(batched_inputs, images))
+        instances = [self.select(candidates) for candidates in outputs.candidates]
+        self._attach_masks(instances, outputs, images)
         results: list[dict] = [{} for _ in batched_inputs]
         for result, found in zip(results, instances, strict=False):
             result["instances"] = found
-        for result, scores in zip(results, seen.stuff, strict=False):
+        for result, scores in zip(results, outputs.stuff, strict=False):
             result["sem_seg"] = scores
         if self.merge is not None:
             for result in results:
@@ -170,17 +170,19 @@ class PanopticModel(nn.Module):
         assert self.merge is not None
         images = self.preprocess_image(batched_inputs)
         sizes = _output_sizes(batched_inputs, images)
-        seen = self.first_pass(images, sizes, labels_only=True)
-        instances = [self.merge.usable(self.select(x)) for x in seen.candidates]
-        self._attach_masks(instances, seen, images)
+        outputs = self.first_pass(images, sizes, labels_only=True)
+        instances = [self.merge.usable(self.select(x)) for x in outputs.candidates]
+        self._attach_masks(instances, outputs, images)
         return [
             {"panoptic_seg": self.merge.from_labels(found, *labels)}
-            for found, labels in zip(instances, seen.stuff, strict=True)
+            for found, labels in zip(instances, outputs.stuff, strict=True)
         ]
 
-    def _attach_masks(self, instances: list[Instances], seen: FirstPass, images: ImageList) -> None:
+    def _attach_masks(
+        self, instances: list[Instances], outputs: FirstPass, images: ImageList
+    ) -> None:
         if self.predicts_masks:
-            masks = self.predict_masks(seen.mask_features, instances, images.image_sizes)
+            masks = self.predict_masks(outputs.mask_features, instances, images.image_sizes)
             for found, masks_i in zip(instances, masks, strict=True):
                 self.attach_masks(found, masks_i)
 
@@ -201,8 +203,8 @@ class PanopticModel(nn.Module):
         """Everything that is known before boxes are chosen, for images of one size.
 
         Args:
-            images: what :meth:`preprocess_image` returned.
-            output_sizes: of each image's result.
+            images: the batch that :meth:`preprocess_image` returned.
+            output_sizes: (height, width) of each image's result.
             labels_only: stuff as labels instead of scores.
         """
         dense, sizes = self.dense(images.tensor), images.image_sizes
@@ -221,7 +223,7 @@ class PanopticModel(nn.Module):
         raise NotImplementedError
 
     def dense(self, images: Tensor) -> Any:
-        """All that is computed for every cell of normalised images (N, 3, h, w).
+        """Everything that is computed densely from normalised images (N, 3, h, w).
 
         Returns:
             Tensors in tuples, lists or dicts, so that it can be compiled.
@@ -234,9 +236,9 @@ class PanopticModel(nn.Module):
         """What :meth:`select` chooses from.
 
         Args:
-            dense: what :meth:`dense` returned.
-            image_sizes: of each network input without padding.
-            output_sizes: of each image's result.
+            dense: the value that :meth:`dense` returned.
+            image_sizes: (height, width) of each network input without padding.
+            output_sizes: (height, width) of each image's result.
 
         Returns:
             Of each image ``pred_boxes`` at its output size, ``scores`` and ``pred_classes``.
@@ -268,9 +270,9 @@ class PanopticModel(nn.Module):
         """Mask probabilities (n, M, M) for the boxes of each image, of the class of each.
 
         Args:
-            features: what :meth:`mask_features` returned.
+            features: the value that :meth:`mask_features` returned.
             instances: ``pred_boxes`` at the output size and ``pred_classes``.
-            image_sizes: of each network input without padding.
+            image_sizes: (height, width) of each network input without padding.
         """
         raise NotImplementedError
 
@@ -317,7 +319,7 @@ def as_panoptic_model(model: nn.Module, cfg: CfgNode) -> PanopticModel:
     Args:
         model: a PanopticModel, a model of a class with an adapter, or such a model in torch's
             DistributedDataParallel.
-        cfg: what the model was built from.
+        cfg: the config that the model was built from.
 
     Raises:
         ValueError: the model's class has no adapter.

@@ -34,7 +34,7 @@ class RCNNModel(PanopticModel):
 
     Args:
         model: the model; training and checkpoints are its own.
-        cfg: what it was built from.
+        cfg: the config that it was built from.
 
     Raises:
         ValueError: ROI heads that do not separate boxes and masks.
@@ -107,7 +107,7 @@ class RCNNModel(PanopticModel):
 
     @property
     def _box_predictor(self) -> nn.Module:
-        """The predictor of the last stage."""
+        """The box predictor; of Cascade R-CNN, that of the last step."""
         predictor = self.model.roi_heads.box_predictor
         return predictor[-1] if isinstance(predictor, nn.ModuleList) else predictor
 

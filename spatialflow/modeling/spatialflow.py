@@ -48,7 +48,8 @@ class SpatialFlow(PanopticModel):
         thing_head: None without the thing branch.
         stuff_head: None without the stuff branch.
         pixel_mean, pixel_std: of the channels of the input, in its order.
-        merge: of things and stuff, if the model has both branches; None leaves the map out.
+        merge: merge of things and stuff, if the model has both branches; None leaves the
+            panoptic map out.
     """
 
     class_layers = (

@@ -28,10 +28,10 @@ class StuffHead(SemSegFPNHead):
     """Detectron2's Semantic FPN head with this project's loss and resizing (Sec. III-A, Fig. 3b).
 
     Args:
-        input_shape: of the stuff features by name.
-        align_corners: of every bilinear upsampling.
+        input_shape: shapes of the stuff features by name.
+        align_corners: ``align_corners`` of every bilinear upsampling.
         resize: "bilinear" or "nearest", how scores are brought to the output size.
-        kwargs: of Detectron2's head.
+        kwargs: arguments of Detectron2's head.
 
     Raises:
         ValueError: another ``resize``.

@@ -62,7 +62,7 @@ class Stage(nn.Module):
     Args:
         channels: C.
         sources: the tasks whose flows enter.
-        flow_type: of the flows.
+        flow_type: type of the flows, a name in ``FLOW_REGISTRY``.
         norm: name of a norm of Detectron2 between convolution and ReLU; "": none.
         conv: False makes the stage of a sub-network that has none: the flows are added to P_i
             and that is all.
@@ -166,7 +166,7 @@ class Subnetworks(nn.Module):
             or "msra", which keeps the scale of the features whatever C is.
         flow_init: "zero": flows give 0 until training changes them; "": they start as ``init``
             says.
-        checkpoint: in training, keep P_i only and compute the rest again for the gradients.
+        checkpoint: in training, keep P_i only and recompute the rest for the gradients.
 
     Raises:
         ValueError: a task, norm, initialisation, flow or number of stages that does not exist, or

@@ -1,4 +1,4 @@
-"""Which sub-network tells which what, and at which stages: the flows as data (Sec. III-C)."""
+"""Between which sub-networks and stages flows lead: the wiring as data (Sec. III-C)."""
 
 from __future__ import annotations
 

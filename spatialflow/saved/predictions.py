@@ -37,9 +37,7 @@ class PanopticFolder:
         if not self.root:
             object.__setattr__(self, "root", os.path.splitext(self.json)[0])
         if not os.path.isdir(self.root):
-            raise FileNotFoundError(
-                f"Folder {self.root} with the PNGs of {self.json} is not there."
-            )
+            raise FileNotFoundError(f"Folder {self.root} with the PNGs of {self.json} not found.")
 
     @classmethod
     def of_evaluation(cls, folder: str) -> PanopticFolder:
@@ -93,9 +91,9 @@ def write_prediction(
     """Write the PNG of an image.
 
     Args:
-        folder: of the evaluation.
+        folder: folder of the evaluation.
         image_id: the image's id.
-        file_name: of the PNG, in the folder of PNGs.
+        file_name: name of the PNG in the folder of PNGs.
         id_map: (H, W) segment ids, 0 for void.
         segments: its segments, with the dataset's category ids.
 
@@ -117,9 +115,9 @@ def write_predictions_json(folder: str, categories: list[dict], annotations: lis
     """Write the JSON of a folder of predictions.
 
     Args:
-        folder: of the evaluation.
-        categories: of the dataset, as its JSON has them.
-        annotations: what :func:`write_prediction` returned, one an image.
+        folder: folder of the evaluation.
+        categories: categories of the dataset, as in its JSON.
+        annotations: results of :func:`write_prediction`, one per image.
     """
     content = {"categories": categories, "annotations": annotations}
     write_json(os.path.join(folder, PREDICTIONS_JSON), content)
@@ -162,7 +160,7 @@ def read_truth_json(
 
     Args:
         path: path of the panoptic JSON.
-        categories: of the dataset; None: those of the JSON.
+        categories: categories of the dataset; None: those of the JSON.
 
     Returns:
         What :func:`spatialflow.data.read_panoptic_json` returns, and the categories.
@@ -192,7 +190,7 @@ def read_pairs(
     Args:
         predictions: JSON with ``annotations`` and the folder of PNGs.
         truth: JSON of the dataset and the folder of PNGs.
-        categories: of the dataset; None: those of its JSON.
+        categories: categories of the dataset; None: those of its JSON.
 
     Raises:
         FileNotFoundError: a JSON is not found.

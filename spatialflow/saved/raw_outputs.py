@@ -30,7 +30,7 @@ def save_raw_output(path: str, instances: Instances, stuff_labels: Tensor) -> No
     """Write the instances and stuff labels of one image.
 
     Args:
-        path: of the ``.npz``.
+        path: path of the ``.npz``.
         instances: ``pred_boxes``, ``scores``, ``pred_classes`` and ``pred_masks`` (N, H, W) bool.
         stuff_labels: (H, W) integers below 256.
     """
@@ -54,7 +54,7 @@ def load_raw_output(path: str) -> tuple[Instances, Tensor]:
     """Read what :func:`save_raw_output` wrote, exactly as it was.
 
     Raises:
-        FileNotFoundError: the file is not there.
+        FileNotFoundError: the file is missing.
         ValueError: it is damaged or no such file.
     """
     try:
@@ -68,7 +68,7 @@ def load_raw_output(path: str) -> tuple[Instances, Tensor]:
         ]
         masks = [cv2.transpose(mask_util.decode(rle).T) for rle in rles]
     except FileNotFoundError as e:
-        raise FileNotFoundError(f"Raw output {path} is not there.") from e
+        raise FileNotFoundError(f"Raw output {path} not found.") from e
     except Exception as e:  # whatever zip, PNG and RLE readers raise on damaged data
         raise ValueError(f"Raw output {path} cannot be read: {type(e).__name__}: {e}") from e
     instances = Instances(labels.shape)
@@ -85,8 +85,8 @@ class RawOutputs:
     """A folder of raw outputs, as its index describes it.
 
     Attributes:
-        folder: where the index is.
-        merge: the one that the evaluation had.
+        folder: folder of the index.
+        merge: the merge of the evaluation.
         categories: ``id``, ``name`` and ``isthing`` of the dataset's categories.
         thing_ids, stuff_ids: category id of each thing class and stuff label; -1 for 'other'.
         truth: ``panoptic_root`` and ``panoptic_json`` of the ground truth; empty without any.

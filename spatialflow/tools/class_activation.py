@@ -47,7 +47,7 @@ def class_activations(model: SpatialFlow, inputs: dict, size: tuple[int, int]) -
     """Class activation maps of one image.
 
     Args:
-        model: in evaluation mode.
+        model: a model in evaluation mode.
         inputs: the model's input of the image.
         size: (height, width) of the result.
     """

@@ -63,7 +63,7 @@ def find_images(inputs: list[str], output: Path) -> list[Path]:
     """Files named by files, folders and globs, each once.
 
     Args:
-        inputs: of the command line.
+        inputs: values of ``--input`` on the command line.
         output: folder of the results; what a folder or glob finds there may be a result.
 
     Raises:

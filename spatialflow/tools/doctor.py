@@ -210,7 +210,7 @@ def check_datasets_root(root: Path) -> Finding:
     if root.is_dir():
         return Finding("datasets", Status.OK, f"expected in {root.resolve()}")
     advice = "make the folder, or set DETECTRON2_DATASETS to where your datasets are"
-    return Finding("datasets", Status.NOTE, f"{root.resolve()} is not there", advice)
+    return Finding("datasets", Status.NOTE, f"{root.resolve()} not found", advice)
 
 
 def check_dataset(layout: DatasetLayout, root: Path) -> Finding:

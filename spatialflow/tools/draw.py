@@ -35,7 +35,7 @@ def draw_panoptic(
     Args:
         image: (H, W, 3) uint8 RGB.
         panoptic: (H, W) segment ids, 0 for void.
-        segments: with ``id``, ``isthing`` and ``category_id``, the thing class or stuff label.
+        segments: dicts with ``id``, ``isthing`` and ``category_id`` (thing class or stuff label).
         metadata: names and colours of classes and labels.
 
     Returns:

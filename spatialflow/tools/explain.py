@@ -14,9 +14,10 @@ that occur in the evaluation.
 
 With raw outputs there is also the *best merge*: PQ of the same instances and stuff labels, when the
 ground truth says what to keep. Each thing has the instance of its class with the largest IoU, if
-that exceeds 0.5; where such instances overlap, the pixels go to the one whose thing they are of,
-otherwise to the one with the larger IoU. Each stuff segment has the pixels with its label that are
-left, if their IoU with it exceeds 0.5. Everything else is void, so there are no false positives.
+that exceeds 0.5; where such instances overlap, a pixel goes to the instance whose matched thing
+contains it, otherwise to the one with the larger IoU. Each stuff segment has the pixels with its
+label that are left, if their IoU with it exceeds 0.5. Everything else is void, so there are no
+false positives.
 """
 
 from __future__ import annotations
@@ -69,8 +70,8 @@ def explain(
     Args:
         predictions: results JSON and PNGs.
         truth: JSON of the dataset and PNGs.
-        categories: of the dataset; None: those of its JSON.
-        raw: what the predictions were merged from.
+        categories: categories of the dataset; None: those of its JSON.
+        raw: raw outputs that the predictions were merged from.
         workers: processes; 1 is this one.
         progress: show a progress bar.
 
@@ -195,7 +196,7 @@ def best_merge(
         classes: (N,) their category ids.
         stuff: (H, W) category id of the stuff labels.
         index: (H, W) index map of the ground truth, 0 for void and i + 1 for segment i.
-        segments: of the ground truth.
+        segments: segments of the ground truth.
         thing_ids: category ids of things.
 
     Returns:

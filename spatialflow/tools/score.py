@@ -99,8 +99,8 @@ def refuse_overwriting_inputs(
     """Refuse outputs that would be written over what the command reads.
 
     Args:
-        args: of :func:`add_input_arguments`.
-        truth: what they name as the ground truth.
+        args: parsed arguments of :func:`add_input_arguments`.
+        truth: the ground truth that they name.
         outputs: files to write; None for one that is not wanted.
         others: further files that are read.
 

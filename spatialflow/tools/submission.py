@@ -35,8 +35,8 @@ def pack_panoptic(folder: str, name: str, out: str, workers: int = 1) -> int:
     """Zip panoptic predictions as a JSON and a folder of PNGs.
 
     Args:
-        folder: of an evaluation with TEST.SAVE_PREDICTIONS.
-        name: of the JSON (without its ending) and the folder in the zip.
+        folder: folder of an evaluation with TEST.SAVE_PREDICTIONS.
+        name: name of the JSON (without its extension) and of the folder in the zip.
         out: path of the zip.
         workers: processes that read the PNGs; 1 is this one.
 
@@ -44,7 +44,7 @@ def pack_panoptic(folder: str, name: str, out: str, workers: int = 1) -> int:
         The number of images.
 
     Raises:
-        FileNotFoundError: a file is not there.
+        FileNotFoundError: a file is missing.
         ValueError: images are not predicted or unknown, or a PNG does not fit its segments, its
             image or the categories.
     """
@@ -71,7 +71,7 @@ def pack_cityscapes(folder: str, task: str, out: str) -> int:
     """Zip label ids or instance masks for Cityscapes' servers.
 
     Args:
-        folder: of an evaluation with TEST.SAVE_RAW_OUTPUTS.
+        folder: folder of an evaluation with TEST.SAVE_RAW_OUTPUTS.
         task: "semantic" or "instance".
         out: path of the zip.
 
@@ -79,7 +79,7 @@ def pack_cityscapes(folder: str, task: str, out: str) -> int:
         The number of images.
 
     Raises:
-        FileNotFoundError: a file is not there.
+        FileNotFoundError: a file is missing.
         ValueError: images are not predicted or unknown, the stuff labels are not Cityscapes' 19
             classes, or a raw output is damaged or not of its image's size.
     """

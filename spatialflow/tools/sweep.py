@@ -47,7 +47,7 @@ def combinations(base: Merge, values: Mapping[str, Sequence]) -> list[Merge]:
 
     Args:
         base: the merge whose settings are changed.
-        values: for some of the names in ``SWEPT``, the values to try.
+        values: the values to try, by a name in ``SWEPT``.
 
     Raises:
         ValueError: the merge has no such setting.

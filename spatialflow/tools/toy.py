@@ -85,7 +85,7 @@ def generate(root: str, train: int = 400, val: int = 60, seed: int = 0) -> None:
         root: the datasets folder.
         train: number of training scenes.
         val: number of validation scenes.
-        seed: of all of them.
+        seed: seed of all scenes.
     """
     for split, count in zip(SPLITS, (train, val), strict=True):
         image_root, panoptic_root, panoptic_json = _paths(root, split)

@@ -12,7 +12,7 @@ class CommandParser(argparse.ArgumentParser):
     Args:
         examples: command lines, one a line (``%(prog)s`` stands for the command's name) and, if
             wanted, lines that begin with "#" and say what the next one does.
-        **kwargs: of ``argparse.ArgumentParser``.
+        **kwargs: arguments of ``argparse.ArgumentParser``.
     """
 
     def __init__(self, *args: Any, examples: str = "", **kwargs: Any) -> None:

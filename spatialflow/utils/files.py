@@ -19,8 +19,8 @@ def read_json(path: str | os.PathLike, kind: str = "JSON", advice: str = "") -> 
 
     Args:
         path: path of the file.
-        kind: what it should be, to begin the message with.
-        advice: what to do when it is not found, to end the message with.
+        kind: what the file is, the start of the message.
+        advice: what to do when it is not found, the end of the message.
 
     Raises:
         FileNotFoundError: it is not found.
@@ -29,7 +29,7 @@ def read_json(path: str | os.PathLike, kind: str = "JSON", advice: str = "") -> 
     try:
         return json.loads(Path(path).read_bytes())
     except FileNotFoundError as e:
-        message = f"{kind} {path} is not there{'; ' if advice else ''}{advice}."
+        message = f"{kind} {path} not found{'; ' if advice else ''}{advice}."
         raise FileNotFoundError(message) from e
     except (ValueError, RecursionError) as e:
         raise ValueError(f"{path} is not valid JSON: {e}") from e

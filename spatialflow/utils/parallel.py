@@ -23,12 +23,12 @@ def in_parallel(
 
     Args:
         function: can be pickled, like jobs and results, when there are several workers.
-        jobs: what it is called with.
+        jobs: arguments of its calls.
         workers: number of processes; with 1, this one does the work.
 
     Raises:
-        BrokenProcessPool: a process died, for instance for want of memory.
-        Exception: whatever the function raises; what is not begun by then, is left.
+        BrokenProcessPool: a process died, for instance out of memory.
+        Exception: whatever the function raises; jobs that have not started are cancelled.
     """
     if workers <= 1:
         yield from map(function, jobs)
@@ -49,8 +49,8 @@ def _start_worker() -> None:
 def end_with_parent(worker_id: int = 0) -> None:
     """Let this worker process end when its parent does, whatever it is doing then.
 
-    Without this, the workers of a process that is killed would wait for it for ever. PyTorch's
-    own workers see to it only between two samples, and not when nobody takes their results.
+    Without this, the workers of a process that is killed would wait for it forever. PyTorch's
+    own workers check only between two samples, and not while their results are not taken.
 
     Args:
         worker_id: not used; with it, this is a ``worker_init_fn`` of a data loader.

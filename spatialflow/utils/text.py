@@ -19,8 +19,8 @@ def table(rows: Iterable[Sequence[object]], headers: Sequence[str], left: int = 
 
     Args:
         rows: cells, shown as they are.
-        headers: of the columns.
-        left: number of the first columns whose cells stand to the left, the others' to the right.
+        headers: headers of the columns.
+        left: number of the first columns that are left-aligned; the others are right-aligned.
     """
     align = ["left"] * left + ["right"] * (len(headers) - left)
     return tabulate(rows, headers, tablefmt="pipe", disable_numparse=True, colalign=align)

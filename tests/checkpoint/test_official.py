@@ -27,7 +27,7 @@ def released_state(name: str) -> dict[str, torch.Tensor]:
     """All tensors of one of their checkpoints by name and shape, zeros in next to no memory."""
     file = GOLDEN / f"state_dict_spatialflow_{name}.json"
     if not file.is_file():
-        pytest.skip(f"key lists of the authors' checkpoints are not there: {file}")
+        pytest.skip(f"key lists of the authors' checkpoints not found: {file}")
     rows = json.loads(file.read_text())["state_dict"]
     return {row["key"]: torch.zeros([]).expand(row["shape"]) for row in rows}
 
@@ -166,7 +166,7 @@ def test_other_files_are_refused(tmp_path):
         assert not (tmp_path / "ours.pth").exists()
         return str(stopped.value.code)
 
-    assert "theirs.pth is not there" in message()
+    assert "theirs.pth not found" in message()
     torch.save({"model": {}}, source)
     assert "no 'state_dict'" in message()
     save_checkpoint(source, {"backbone.conv1.weight": torch.zeros(64, 3, 7, 7)})

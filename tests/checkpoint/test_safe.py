@@ -140,5 +140,5 @@ def test_a_truncated_checkpoint_is_named(tmp_path):
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"nowhere\.pkl is not there"):
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.pkl not found"):
         load_tensors(str(tmp_path / "nowhere.pkl"))

@@ -139,7 +139,7 @@ def test_many_missing_files_are_counted(folder):
 @pytest.mark.parametrize("kind", ["images", "panoptic"])
 def test_missing_folders_are_named(folder, kind):
     (folder.root / kind).rename(folder.root / "elsewhere")
-    with pytest.raises(FileNotFoundError, match=f"folder .*{kind} is not there"):
+    with pytest.raises(FileNotFoundError, match=f"folder .*{kind} not found"):
         load(folder)
 
 
@@ -166,7 +166,7 @@ def test_other_files_are_no_panoptic_json(tmp_path, text, message):
 
 
 def test_a_missing_json_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="Panoptic JSON .*x.json is not there"):
+    with pytest.raises(FileNotFoundError, match="Panoptic JSON .*x.json not found"):
         read_panoptic_json(str(tmp_path / "x.json"))
 
 

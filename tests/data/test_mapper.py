@@ -248,7 +248,7 @@ def test_an_image_too_large_for_pillow_is_named(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "key, damage, message",
     [
-        ("file_name", Path.unlink, "Image .* is not there"),
+        ("file_name", Path.unlink, "Image .* not found"),
         ("file_name", _truncate, "Image .* cannot be read"),
         ("file_name", lambda p: p.write_text("no image"), "Image .* cannot be read"),
         (
@@ -256,7 +256,7 @@ def test_an_image_too_large_for_pillow_is_named(tmp_path, monkeypatch):
             lambda p: Image.new("RGB", (31, 20)).save(p),
             r"[Mm]ismatched image shape .* got \(31, 20\), expect \(30, 20\)",
         ),
-        ("pan_seg_file_name", Path.unlink, "Panoptic PNG .* is not there"),
+        ("pan_seg_file_name", Path.unlink, "Panoptic PNG .* not found"),
         (
             "pan_seg_file_name",
             lambda p: write_ids(p, np.ones((20, 31), int)),
@@ -287,7 +287,7 @@ def test_an_unknown_resize_library_is_refused(cfg):
 def recorded():
     """Arrays of the authors' training pipeline: one image, its masks and labels, and the result."""
     if not (GOLDEN / "misc.npz").is_file():
-        pytest.skip(f"recordings {GOLDEN} are not there")
+        pytest.skip(f"recordings {GOLDEN} not found")
     return np.load(GOLDEN / "misc.npz")
 
 

@@ -73,7 +73,7 @@ def test_registering_again_is_fine_with_the_same_paths_only(folder):
 def test_a_missing_path_is_named_on_registration(folder, index, key):
     paths = list(folder.paths)
     paths[index] += "_gone"
-    with pytest.raises(FileNotFoundError, match=f"own_val: {key} {paths[index]} is not there"):
+    with pytest.raises(FileNotFoundError, match=f"own_val: {key} {paths[index]} not found"):
         register_coco_panoptic("own_val", *paths)
     assert "own_val" not in DatasetCatalog
 
@@ -175,7 +175,7 @@ def test_a_builtin_dataset_that_is_absent_says_where_it_is_expected(
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
     monkeypatch.setitem(vars(MetadataCatalog.get("coco_2017_val_panoptic")), "image_root", "gone")
     cfg.DATASETS.TEST = (name,)
-    message = rf"{name}: image_root .* is not there.*\$DETECTRON2_DATASETS, which is {tmp_path}"
+    message = rf"{name}: image_root .* not found.*\$DETECTRON2_DATASETS, which is {tmp_path}"
     with pytest.raises(FileNotFoundError, match=message) as e:
         prepare_datasets(cfg)
     assert hint in str(e.value)

@@ -149,7 +149,7 @@ def _write_bad_png(path, kind):
 @pytest.mark.parametrize(
     "kind, message",
     [
-        ("missing", "not there"),
+        ("missing", "not found"),
         ("text", "no PNG"),
         ("empty", "no PNG"),
         ("grey", "8-bit RGB"),

@@ -319,7 +319,7 @@ def test_damaged_image_is_the_users_error(toy_datasets, tmp_path):
     trainer.data_loader.dataset.dicts = [{"file_name": "gone.png"}] * 12
     with pytest.raises(FileNotFoundError) as stop:
         trainer.train()
-    assert message_for_user(stop.value) == "Image gone.png is not there."
+    assert message_for_user(stop.value) == "Image gone.png not found."
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")

@@ -153,7 +153,7 @@ def test_works_where_detectron2s_imports_do_not(dataset, monkeypatch):
 
 def test_label_images_are_missing(dataset, tmp_path):
     MetadataCatalog.get(dataset).__dict__["gt_dir"] = str(tmp_path)
-    with pytest.raises(FileNotFoundError, match="instanceIds.png, which is not there .2 of 2"):
+    with pytest.raises(FileNotFoundError, match="instanceIds.png: file not found .2 of 2"):
         build_evaluator(Branches(), dataset)
 
 

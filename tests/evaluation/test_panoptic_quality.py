@@ -60,7 +60,7 @@ def test_perfect_prediction_is_1_whatever_the_ids():
 
 def test_known_quality_of_4x4_maps():
     # cat: 3 of 4 pixels found (IoU 3/4); sky: 4 of 4, one too many (4/5); grass split 5 + 3 of 8:
-    # IoU 5/8 and a false positive; a dog that is not there is the last one.
+    # IoU 5/8 and a false positive; a dog that does not exist is the last one.
     pred_map = grid("1122", "1222", "3333", "3444")
     pred = [seg(1, 3), seg(2, 9), seg(3, 0), seg(4, 4)]
     results = results_of((pred_map, pred, GT_MAP, GT))

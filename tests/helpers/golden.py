@@ -25,7 +25,7 @@ class Recording:
 
     def __init__(self, name: str):
         if not GOLDEN.is_dir():
-            pytest.skip(f"recordings of the authors' code are not there: {GOLDEN}")
+            pytest.skip(f"recordings of the authors' code not found: {GOLDEN}")
         self.manifest = manifests()[name]
         self.arrays = np.load(GOLDEN / self.manifest["file"])
 

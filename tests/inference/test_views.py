@@ -6,7 +6,7 @@ from detectron2.config import get_cfg
 from detectron2.structures import Boxes, Instances
 
 from spatialflow.config import add_spatialflow_config
-from spatialflow.inference.views import flip_instances, show, views_from_config
+from spatialflow.inference.views import apply_view, flip_instances, views_from_config
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def shapes(cfg, height=60, width=100):
     """(height, width) and flip of each view of an image that is bright on its left."""
     image = torch.zeros(3, height, width, dtype=torch.uint8)
     image[:, :, : width // 4] = 200
-    shown = [(view, show(view, image)) for view in views_from_config(cfg)]
+    shown = [(view, apply_view(view, image)) for view in views_from_config(cfg)]
     for view, x in shown:
         assert (x[0, 0, -1] > x[0, 0, 0]) == view.flip
     return [(tuple(x.shape[1:]), view.flip, view.weight) for view, x in shown]
@@ -58,7 +58,7 @@ def test_resizing_is_that_of_the_config(cfg, library, antialiased):
     image = torch.zeros(3, 64, 64, dtype=torch.uint8)
     image[:, :, ::8] = 255  # one line in eight
     (view,) = views_from_config(cfg)
-    assert bool(show(view, image).float().mean() > 16) == antialiased
+    assert bool(apply_view(view, image).float().mean() > 16) == antialiased
 
 
 @pytest.mark.parametrize(

@@ -134,5 +134,5 @@ def test_what_is_written_is_read(tmp_path):
 
 
 def test_folder_of_pngs_that_is_not_found(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"Folder .*with the PNGs of .*\.json is not there"):
+    with pytest.raises(FileNotFoundError, match=r"Folder .*with the PNGs of .*\.json not found"):
         PanopticFolder.of_evaluation(str(tmp_path))

@@ -126,7 +126,7 @@ def test_nothing_is_read_outside_the_folder(register, tmp_path):
 
 
 def test_missing_files(tmp_path):
-    with pytest.raises(FileNotFoundError, match="b.npz is not there"):
+    with pytest.raises(FileNotFoundError, match="b.npz not found"):
         load_raw_output(str(tmp_path / "b.npz"))
     with pytest.raises(FileNotFoundError, match="TEST.SAVE_RAW_OUTPUTS True"):
         RawOutputs.open(str(tmp_path))

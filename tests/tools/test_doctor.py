@@ -47,7 +47,7 @@ def test_doctor__nothing_but_the_standard_library__reports_all_missing(tmp_path)
     )
     assert (done.returncode, done.stderr) == (1, "")
     assert "Missing: PyTorch, torchvision, Detectron2, numpy," in done.stdout
-    assert f"{tmp_path / 'nowhere'} is not there" in " ".join(done.stdout.split())
+    assert f"{tmp_path / 'nowhere'} not found" in " ".join(done.stdout.split())
     assert "make install" in done.stdout
 
 

@@ -65,7 +65,7 @@ def test_each_mistake(save):
 
 
 def test_masks_alone_leave_recognition(save):
-    """Four fifths of the cat and a dog that is not there: SQ 0.8, RQ of cats 1."""
+    """Four fifths of the cat and a dog that does not exist: SQ 0.8, RQ of cats 1."""
     predicted = np.where(scene()[0] == 1, 0, scene()[0])
     predicted[:4, 5:] = 1
     report = explain(*save(predicted, scene()[1]))

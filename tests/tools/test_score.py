@@ -143,7 +143,7 @@ def unlisted_segment(content):
         (0, name_outside_the_folder, r"predicted\.json: file name '\.\./predicted/p2\.png' is not"),
         (1, name_outside_the_folder, r"panoptic\.json, 'annotations': file name '\.\./predicted/p"),
         (0, repeated_image, r"predicted\.json: image 0 is predicted more than once"),
-        (0, absent_file, r"gone\.png is not there"),
+        (0, absent_file, r"gone\.png not found"),
         (0, id_too_large, r"predicted\.json, image 2: a segment has no id from 1 to"),
         (0, unlisted_segment, r"Image 2, prediction .*p2\.png.*: the map of the prediction has id"),
         (1, unlisted_segment, r"Image 2, .*scene2\.png: the map of the ground truth has ids"),

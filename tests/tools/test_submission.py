@@ -106,7 +106,7 @@ def test_files_are_checked(evaluated, tmp_path):
     with pytest.raises(SystemExit, match=r"scene1.png is 6x5, its image 16x16"):
         main(["coco", str(evaluated), "--algorithm", "ours", "--workers", "2"])
     png.unlink()
-    with pytest.raises(FileNotFoundError, match="scene1.png is not there"):
+    with pytest.raises(FileNotFoundError, match="scene1.png not found"):
         pack_panoptic(str(evaluated), NAME, str(tmp_path / "a.zip"))
     (evaluated / "dataset.json").unlink()
     with pytest.raises(FileNotFoundError, match="TEST.SAVE_PREDICTIONS True"):

@@ -24,7 +24,7 @@ def test_json_round_trip(tmp_path):
 
 
 def test_json_that_is_not_found(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"^Index .*a\.json is not there; make it\.$"):
+    with pytest.raises(FileNotFoundError, match=r"^Index .*a\.json not found; make it\.$"):
         read_json(tmp_path / "a.json", "Index", "make it")
 
 

@@ -78,7 +78,7 @@ def check_entries(
 
     Args:
         content: what ``read_panoptic_lists`` returns; the lists may hold anything.
-        categories: by id.
+        categories: categories by id.
         files: the dataset.
 
     Returns:

@@ -41,7 +41,7 @@ def convert_ade20k(root: str, splits: Sequence[str], workers: int) -> list[Datas
     PNG; what that labels as a thing without an instance is void.
 
     Raises:
-        FileNotFoundError: a folder or file is not there.
+        FileNotFoundError: a folder or file is missing.
         ValueError: a PNG has other values than documented, or another size than its image.
     """
     categories = _categories(os.path.join(root, "objectInfo150.txt"))

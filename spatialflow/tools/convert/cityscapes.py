@@ -43,7 +43,7 @@ def convert_cityscapes(root: str, splits: Sequence[str], workers: int) -> list[D
     and are written where they are missing.
 
     Raises:
-        FileNotFoundError: a folder or file is not there.
+        FileNotFoundError: a folder or file is missing.
         ValueError: a polygon file cannot be read.
     """
     datasets = []

@@ -39,7 +39,7 @@ def compose(
     Args:
         labels: (H, W) label map.
         object_map: (H, W) object map.
-        objects: what each number of the object map is.
+        objects: the object of each number in the object map.
         things: ids of the thing categories.
         uncovered: one of ``UNCOVERED``. With "crowd" such pixels become one crowd region a class.
 

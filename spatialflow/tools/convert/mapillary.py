@@ -41,7 +41,7 @@ def convert_mapillary(
         workers: number of processes.
 
     Raises:
-        FileNotFoundError: a folder or file is not there.
+        FileNotFoundError: a folder or file is missing.
         ValueError: the JSON contradicts itself, or a PNG its JSON.
     """
     return [_convert_split(root, version, split, max_size, workers) for split in splits]
@@ -81,7 +81,7 @@ def _panoptic_json(root: str, version: str, split: str) -> str:
         if os.path.isfile(path):
             return path
     raise FileNotFoundError(
-        f"Mapillary Vistas {version} is not there: no {' and no '.join(paths)}. Unpack it there, "
+        f"Mapillary Vistas {version} not found: no {' and no '.join(paths)}. Unpack it there, "
         "or give another --root, --version or --splits."
     )
 

@@ -68,7 +68,7 @@ def convert_pairs(pairs: Pairs, output: str, workers: int) -> Dataset:
     """Write the folder ``output`` of panoptic PNGs and ``output.json``.
 
     Raises:
-        FileNotFoundError: a folder or file is not there.
+        FileNotFoundError: a folder or file is missing.
         ValueError: a file contradicts another one, or cannot be read.
     """
     if (pairs.instances is None) == (pairs.instance_pngs is None):

@@ -82,8 +82,8 @@ def write_dataset(
     """Convert images in parallel and write PNGs and JSON; prints what was left out.
 
     Args:
-        dataset: where to write.
-        categories: of the dataset.
+        dataset: paths to write to.
+        categories: categories of the dataset.
         jobs: one an image; their order is that of the JSON.
         convert: a function that can be pickled.
         workers: number of processes; 1 is this one.
@@ -98,7 +98,7 @@ def write_dataset(
         entries = list(tqdm(results, desc=dataset.name, total=len(jobs), unit="image"))
     except BrokenProcessPool as e:
         raise OSError(
-            "A worker process died, perhaps for want of memory. Run the command again with fewer "
+            "A worker process died, perhaps out of memory. Run the command again with fewer "
             "--workers; what is finished is kept."
         ) from e
     content = {
@@ -139,11 +139,11 @@ def list_images(folder: str) -> list[str]:
     """Names of the images in a folder, sorted.
 
     Raises:
-        FileNotFoundError: the folder is not there or has no image.
+        FileNotFoundError: the folder is missing or has no image.
         ValueError: two images differ in their endings only.
     """
     if not os.path.isdir(folder):
-        raise FileNotFoundError(f"Image folder {folder} is not there.")
+        raise FileNotFoundError(f"Image folder {folder} not found.")
     known = Image.registered_extensions()
     names = sorted(n for n in os.listdir(folder) if os.path.splitext(n)[1].lower() in known)
     if not names:
@@ -159,7 +159,7 @@ def require_files(paths: Sequence[str], kind: str, advice: str) -> None:
     """FileNotFoundError when files are missing, naming the first of them, and what to do."""
     missing = [p for p in paths if not os.path.isfile(p)]
     if missing:
-        raise FileNotFoundError(f"{kind} {name_some(missing, 1)} is not there. {advice}")
+        raise FileNotFoundError(f"{kind} {name_some(missing, 1)} not found. {advice}")
 
 
 def _convert_one(job: Job, convert: Callable[[Job], Converted], folder: str) -> dict[str, Any]:

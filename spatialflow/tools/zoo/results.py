@@ -13,11 +13,11 @@ class Result(NamedTuple):
 
     Attributes:
         config: its name, see :func:`spatialflow.model_zoo.config_names`.
-        split: what the numbers are of.
+        split: the split that the numbers belong to.
         published: None where there is no number.
         sources: "table: row" of the journal paper, "Report table: row" of the challenge report.
-        measured: by this project, with the config as it is; None until somebody has.
-        note: what the numbers need besides the config.
+        measured: numbers measured with this project and this config; None: not measured yet.
+        note: what is needed for the numbers besides the config.
     """
 
     config: str

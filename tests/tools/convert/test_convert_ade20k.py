@@ -156,10 +156,10 @@ def class_101(root):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (no_instances, r"Instance PNG .*00000001.png is not there. .*annotations_instance.tar"),
-        (no_semantic, r"Semantic PNG .*annotations/training/ADE_train_00000001.png is not there"),
+        (no_instances, r"Instance PNG .*00000001.png not found. .*annotations_instance.tar"),
+        (no_semantic, r"Semantic PNG .*annotations/training/ADE_train_00000001.png not found"),
         (no_images, r"images/training has no image"),
-        (no_table, r"objectInfo150.txt is not there. The folder must be ADEChallengeData2016"),
+        (no_table, r"objectInfo150.txt not found. The folder must be ADEChallengeData2016"),
         (short_table, r"objectInfo150.txt does not list the classes 1 to 150"),
         (large_value, r"00000001.png has the value 151; ADE20K has 0 to 150"),
         (grey_instances, r"00000001.png must be an RGB PNG; Pillow's mode of it is L"),
@@ -174,5 +174,5 @@ def test_wrong_files_are_named(root, damage, message):
 
 
 def test_a_split_that_is_not_there(root):
-    with pytest.raises(FileNotFoundError, match="Image folder .*images/testing is not there"):
+    with pytest.raises(FileNotFoundError, match="Image folder .*images/testing not found"):
         convert(root, ["testing"])

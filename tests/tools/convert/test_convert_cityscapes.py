@@ -201,6 +201,6 @@ def test_missing_files_are_named(root):
         convert(root, ["test"])
     id_ = ID.format("munster")
     (root / "leftImg8bit" / "val" / "munster" / f"{id_}_leftImg8bit.png").unlink()
-    message = r"Image .*munster_000000_000019_leftImg8bit.png is not there.*leftImg8bit_trainval"
+    message = r"Image .*munster_000000_000019_leftImg8bit.png not found.*leftImg8bit_trainval"
     with pytest.raises(FileNotFoundError, match=message):
         convert(root, ["val"])

@@ -51,11 +51,11 @@ def test_wrong_usage_exits_with_2(command, message, capsys):
     ("command", "message"),
     [
         ("cityscapes --root absent", "error: There is no annotation absent/gtFine/train/"),
-        ("mapillary --version v2.0 --root absent", "error: Mapillary Vistas v2.0 is not there"),
-        ("ade20k --root absent", "error: Class list absent/objectInfo150.txt is not there"),
+        ("mapillary --version v2.0 --root absent", "error: Mapillary Vistas v2.0 not found"),
+        ("ade20k --root absent", "error: Class list absent/objectInfo150.txt not found"),
         (
             "pairs --images absent --categories c --instances i --output o",
-            "error: JSON c is not there",
+            "error: JSON c not found",
         ),
     ],
 )
@@ -69,5 +69,5 @@ def test_it_runs_as_a_module(tmp_path):
     command = [sys.executable, "-m", "spatialflow", "convert", "ade20k", "--root", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert "objectInfo150.txt is not there" in done.stderr
+    assert "objectInfo150.txt not found" in done.stderr
     assert "Traceback" not in done.stderr

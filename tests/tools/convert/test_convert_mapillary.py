@@ -181,14 +181,14 @@ def test_wrong_jsons_are_named(root, change, message):
 
 
 def test_missing_files_are_named(root):
-    with pytest.raises(FileNotFoundError, match="Vistas v1.2 is not there: .*panoptic_2018.json"):
+    with pytest.raises(FileNotFoundError, match="Vistas v1.2 not found: .*panoptic_2018.json"):
         convert(root, "v1.2")
     (root / "training" / "images" / "0aBc-_1.jpg").unlink()
-    with pytest.raises(FileNotFoundError, match="Image .*0aBc-_1.jpg is not there"):
+    with pytest.raises(FileNotFoundError, match="Image .*0aBc-_1.jpg not found"):
         convert(root)
     save_noise(root / "training" / "images" / "0aBc-_1.jpg")
     (root / "training" / "v2.0" / "panoptic" / "0aBc-_1.png").unlink()
-    with pytest.raises(FileNotFoundError, match="Panoptic PNG .*0aBc-_1.png is not there"):
+    with pytest.raises(FileNotFoundError, match="Panoptic PNG .*0aBc-_1.png not found"):
         convert(root)
 
 
