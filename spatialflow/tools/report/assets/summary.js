@@ -66,7 +66,7 @@ function showVersus() {
   byId("versus").append(el("div", { className: "legend" }, ...keys));
 }
 
-function showFates() {
+function showOutcomes() {
   for (const [group, outcomes] of Object.entries(data.outcome_counts)) {
     const total = outcomes.match + outcomes.confused + outcomes.missed;
     const strip = el("div", { className: "stacked" });
@@ -114,6 +114,6 @@ function showRun() {
 showHeader();
 showHeadline();
 showVersus();
-showFates();
+showOutcomes();
 showTasks();
 showRun();
