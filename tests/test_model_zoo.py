@@ -31,10 +31,10 @@ def test_names_are_files_that_can_be_run():
     assert all(Path(model_zoo.get_config_file(name)).is_file() for name in names)
 
 
-def test_config_is_the_files_with_overrides():
-    cfg = model_zoo.get_config("COCO/spatialflow_R_101_20e.yaml", ["SOLVER.BASE_LR", "0.25"])
-    assert (cfg.MODEL.RESNETS.DEPTH, cfg.SOLVER.BASE_LR) == (101, 0.25)
-    assert not cfg.is_frozen()
+def test_config_is_the_files():
+    cfg = model_zoo.get_config("COCO/spatialflow_R_101_20e.yaml")
+    assert cfg == load_config(model_zoo.get_config_file("COCO/spatialflow_R_101_20e.yaml"))
+    assert cfg.MODEL.RESNETS.DEPTH == 101 and not cfg.is_frozen()
 
 
 def test_unknown_name_is_answered_with_close_ones():

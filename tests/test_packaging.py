@@ -79,9 +79,11 @@ def test_wheel__carries_commands_configs_and_report_and_finds_them(tmp_path):
     assert carried == installed / "spatialflow" / "configs"
 
     def contents(folder: Path) -> dict[str, bytes]:
-        return {str(f.relative_to(folder)): f.read_bytes() for f in folder.rglob("*.yaml")}
+        files = (f for suffix in ("yaml", "py") for f in folder.rglob(f"*.{suffix}"))
+        return {str(f.relative_to(folder)): f.read_bytes() for f in files}
 
     assert contents(carried) == contents(ROOT / "configs") != {}
+    assert Path(carried, "lazy", "spatialflow_toy.py").is_file()
     assets = Path("spatialflow", "tools", "report", "assets")
     assert {f.name for f in (installed / assets).iterdir()} == {
         f.name for f in (ROOT / assets).iterdir()

@@ -24,7 +24,8 @@ TOY_DATASETS = {
     )
     for split in ("train", "val")
 }
-"""Image folder, PNG folder and JSON of the toy scenes, by dataset name."""
+"""Image folder, PNG folder and JSON of the toy scenes, by dataset name; registered when first
+asked for."""
 
 _PATH_KEYS = ("image_root", "panoptic_root", "panoptic_json")
 _UNANNOTATED_PATH_KEYS = ("image_root", "images_json")
@@ -252,6 +253,8 @@ def _entries(cfg: CfgNode, key: str) -> list[list[str]]:
 
 
 def _metadata(name: str) -> Metadata:
+    if name in TOY_DATASETS and name not in DatasetCatalog:
+        register_coco_panoptic(name, *TOY_DATASETS[name])
     if name not in DatasetCatalog:
         raise ValueError(
             f"Dataset {name} is not registered. Add [{name}, image folder, PNG folder, JSON] to "

@@ -18,12 +18,9 @@ from spatialflow.config import class_count_is_unset, load_config
 from spatialflow.data import dataset_categories, prepare_datasets
 from spatialflow.data.register import plain_name
 from spatialflow.model_zoo import get_config_file
+from spatialflow.modeling.adapters import as_panoptic_model, configured_class
 from spatialflow.modeling.panoptic import Merge
-from spatialflow.modeling.panoptic_model import (
-    PanopticModel,
-    as_panoptic_model,
-    configured_class,
-)
+from spatialflow.modeling.panoptic_model import PanopticModel
 
 from .ensemble import EnsembleWithTTA
 from .member import ClassNumbers, Member

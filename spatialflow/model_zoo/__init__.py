@@ -1,49 +1,117 @@
-"""The project's config files by name, as ``detectron2.model_zoo`` gives Detectron2's.
+"""The project's configs and models by name, as ``detectron2.model_zoo`` gives Detectron2's.
 
-``MODEL_ZOO.md`` lists them with what is known of their results; it is made from
+``MODEL_ZOO.md`` lists the configs with what is known of their results; it is made from
 :mod:`spatialflow.tools.zoo.results` by ``spatialflow zoo > MODEL_ZOO.md``.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import MutableMapping
+from typing import Any
 
-from detectron2.config import CfgNode
+import torch
+from detectron2.config import CfgNode, LazyConfig, instantiate
+from detectron2.modeling import build_model
+from torch import nn
 
+from spatialflow.checkpoint import SafeCheckpointer
 from spatialflow.config import config_dir, load_config
+from spatialflow.data import prepare_datasets
 
 PART_PREFIX = "Base-"
 """Files whose name begins with it are parts of configs, for ``_BASE_``."""
 
 
-def config_names() -> list[str]:
-    """The names of all configs that can be run, such as ``COCO/spatialflow_R_50_20e.yaml``."""
-    files = [path for path in config_dir().rglob("*.yaml") if not path.name.startswith(PART_PREFIX)]
-    return sorted(path.relative_to(config_dir()).as_posix() for path in files)
+def config_names(suffix: str = ".yaml") -> list[str]:
+    """The names of all configs that can be run, such as ``COCO/spatialflow_R_50_20e.yaml``.
+
+    Args:
+        suffix: ``.py`` gives the lazy configs instead.
+    """
+    files = config_dir().rglob(f"*{suffix}")
+    names = [path.relative_to(config_dir()) for path in files]
+    return sorted(name.as_posix() for name in names if not name.name.startswith(PART_PREFIX))
 
 
-def get_config_file(name: str) -> str:
+def get_config_file(config_path: str) -> str:
     """The path of a config file.
 
     Args:
-        name: one of :func:`config_names`.
+        config_path: one of :func:`config_names`.
 
     Raises:
         ValueError: there is no config of that name; the message has those that are close to it.
     """
-    names = config_names()
-    if name not in names:
-        near = difflib.get_close_matches(name, names, cutoff=0.4) or names
-        raise ValueError(f"There is no config {name!r}; did you mean {' or '.join(near)}?")
-    return str(config_dir() / name)
+    names = [*config_names(), *config_names(".py")]
+    if config_path not in names:
+        near = difflib.get_close_matches(config_path, names, cutoff=0.4) or names
+        raise ValueError(f"There is no config {config_path!r}; did you mean {' or '.join(near)}?")
+    return str(config_dir() / config_path)
 
 
-def get_config(name: str, opts: Sequence[str] = ()) -> CfgNode:
-    """A config, not frozen.
+def get_checkpoint_url(config_path: str) -> str:
+    """The URL of the weights that were trained with a config.
 
     Args:
-        name: one of :func:`config_names`.
-        opts: ``KEY VALUE KEY VALUE ...`` overrides.
+        config_path: one of :func:`config_names`.
+
+    Raises:
+        ValueError: there is no config of that name.
+        RuntimeError: there are no weights for it, which so far is true of all configs.
     """
-    return load_config(get_config_file(name), opts)
+    get_config_file(config_path)
+    raise RuntimeError(
+        f"No trained weights have been released for {config_path} yet. Train it with train_net.py, "
+        "or convert the authors' weights for configs/released/ "
+        "(spatialflow convert-checkpoint), and set MODEL.WEIGHTS to the file."
+    )
+
+
+def get_config(config_path: str, trained: bool = False) -> CfgNode | MutableMapping[str, Any]:
+    """A config, not frozen; from a ``.py`` file a lazy one.
+
+    Args:
+        config_path: one of :func:`config_names`.
+        trained: with the weights of :func:`get_checkpoint_url` instead of those it starts from.
+
+    Raises:
+        ValueError: there is no config of that name.
+        RuntimeError: there are no trained weights for it.
+    """
+    path = get_config_file(config_path)
+    cfg = LazyConfig.load(path) if path.endswith(".py") else load_config(path)
+    if trained and isinstance(cfg, CfgNode):
+        cfg.MODEL.WEIGHTS = get_checkpoint_url(config_path)
+    elif trained:
+        cfg.train.init_checkpoint = get_checkpoint_url(config_path)
+    return cfg
+
+
+def get(config_path: str, trained: bool = False, device: str | None = None) -> nn.Module:
+    """A model of this project with its weights, in training mode.
+
+    Args:
+        config_path: one of :func:`config_names`. Class counts are those of its dataset, whose
+            images need not be there.
+        trained: see :func:`get_config`. Otherwise it has the weights that training starts from.
+        device: instead of the config's; without CUDA it is the CPU.
+
+    Raises:
+        FileNotFoundError: the weights cannot be fetched, or the JSON of a dataset that is not one
+            of Detectron2's is not there.
+        ValueError: there is no config of that name.
+        RuntimeError: there are no trained weights for it.
+    """
+    cfg = get_config(config_path, trained)
+    if device is None and not torch.cuda.is_available():
+        device = "cpu"
+    if isinstance(cfg, CfgNode):
+        cfg.MODEL.DEVICE = device or cfg.MODEL.DEVICE
+        prepare_datasets(cfg, check_files=False)
+        model, weights = build_model(cfg), cfg.MODEL.WEIGHTS
+    else:
+        model = instantiate(cfg.model).to(device or cfg.train.device)
+        weights = cfg.train.init_checkpoint
+    SafeCheckpointer(model).load(weights)
+    return model

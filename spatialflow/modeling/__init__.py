@@ -1,9 +1,10 @@
 """The models. Importing this package registers them with Detectron2."""
 
 from . import rcnn  # noqa: F401  registers the adapters
+from .adapters import as_panoptic_model, register_adapter
 from .backbone import build_spatialflow_resnet_fpn_backbone
 from .panoptic import MERGE_REGISTRY, HeuristicMerge, Merge
-from .panoptic_model import PanopticModel, as_panoptic_model, register_adapter
+from .panoptic_model import PanopticModel
 from .spatialflow import SpatialFlow
 
 __all__ = [

@@ -11,7 +11,7 @@ from detectron2.config import CfgNode
 from detectron2.layers import FrozenBatchNorm2d
 from torch import nn
 
-from .panoptic_model import configured_class
+from .adapters import configured_class
 
 
 def class_layers_of(cfg: CfgNode) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ Legend: R regions of interest over all images, K thing classes, M the side of a 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import fvcore.nn.weight_init as weight_init
 import torch
@@ -63,19 +63,15 @@ class ThingHead(nn.Module):
             # Mask R-CNN, whose finest level is P2.
             canonical_level=5,
         )
-        size = head.POOLER_RESOLUTION
-        mask_head = MaskRCNNConvUpsampleHead(
-            ShapeSpec(channels=shapes[0].channels, height=size, width=size),
-            num_classes=cfg.MODEL.RETINANET.NUM_CLASSES,
-            conv_dims=[head.CONV_DIM] * (head.NUM_CONV + 1),
-            conv_norm=norm_for_processes(head.NORM, cfg.MODEL.DEVICE),
-        )
-        # As in the authors' code; Detectron2's N(0, 0.001) hardly lets a gradient through at first.
-        weight_init.c2_msra_fill(mask_head.predictor)
-        scale_msra_fill(mask_head.predictor, COCO_THINGS)
         return {
             "mask_pooler": pooler,
-            "mask_head": mask_head,
+            "mask_head": build_mask_head(
+                channels=shapes[0].channels,
+                size=head.POOLER_RESOLUTION,
+                num_classes=cfg.MODEL.RETINANET.NUM_CLASSES,
+                conv_dims=[head.CONV_DIM] * (head.NUM_CONV + 1),
+                norm=norm_for_processes(head.NORM, cfg.MODEL.DEVICE),
+            ),
             "proposal_matcher": Matcher([0.5], [0, 1]),
         }
 
@@ -96,11 +92,12 @@ class ThingHead(nn.Module):
     ) -> list[Tensor]:
         """Mask probabilities, (n, M, M) for the n boxes of each image, of the class of each box."""
         pooled = self.mask_pooler(features, boxes)
-        on_cpu = pooled.device.type == "cpu"
-        step = REGIONS_AT_A_TIME_ON_CPU if on_cpu else max(1, len(pooled))
-        parts = zip(pooled.split(step), torch.cat(classes).split(step), strict=True)
+        parts = [(pooled, torch.cat(classes))]
+        # A trace would keep the number of parts, whatever the number of boxes.
+        if pooled.device.type == "cpu" and not torch.jit.is_tracing():
+            parts = zip(*(x.split(REGIONS_AT_A_TIME_ON_CPU) for x in parts[0]), strict=True)
         logits = torch.cat([_of_class(self.mask_head.layers(x), c) for x, c in parts])
-        return list(logits.float().sigmoid().split([len(b) for b in boxes]))
+        return list(logits.float().sigmoid().split([b.tensor.shape[0] for b in boxes]))
 
     @torch.no_grad()
     def sample(self, detections: list[Instances], gt_instances: list[Instances]) -> list[Instances]:
@@ -144,6 +141,30 @@ class ThingHead(nn.Module):
         return {"loss_mask": loss / mean_over_processes(len(logits), like=logits)}
 
 
+def build_mask_head(
+    *, channels: int, size: int, num_classes: int, conv_dims: Sequence[int], norm: str = ""
+) -> MaskRCNNConvUpsampleHead:
+    """Detectron2's mask head, started as in the authors' code.
+
+    Args:
+        channels: C of the thing features.
+        size: side of the pooled regions, M / 2.
+        num_classes: K.
+        conv_dims: channels of each 3x3 convolution, then of the upsampling.
+        norm: name of a norm of Detectron2 behind the convolutions; "": none.
+    """
+    head = MaskRCNNConvUpsampleHead(
+        ShapeSpec(channels=channels, height=size, width=size),
+        num_classes=num_classes,
+        conv_dims=conv_dims,
+        conv_norm=norm,
+    )
+    # Detectron2's N(0, 0.001) hardly lets a gradient through at first.
+    weight_init.c2_msra_fill(head.predictor)
+    scale_msra_fill(head.predictor, COCO_THINGS)
+    return head
+
+
 def paste_masks(probabilities: Tensor, instances: Instances) -> Tensor:
     """The masks of detections at the size of their image, as Detectron2's models give them.
 
@@ -175,4 +196,4 @@ def mask_loss(logits: Tensor, classes: Tensor, targets: Tensor) -> Tensor:
 
 def _of_class(logits: Tensor, classes: Tensor) -> Tensor:
     """(R, M, M) of (R, K, M, M): the channel of each region's class."""
-    return logits[torch.arange(len(logits), device=logits.device), classes]
+    return logits[torch.arange(logits.shape[0], device=logits.device), classes]

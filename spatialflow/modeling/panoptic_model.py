@@ -8,7 +8,7 @@
 
 Evaluation, test-time augmentation, ensembles, ``optimize`` and the benchmark know a model by this
 class alone. A new meta-architecture derives from it; a model that exists elsewhere gets an adapter,
-see :func:`register_adapter` and :mod:`.rcnn`.
+see :mod:`.adapters` and :mod:`.rcnn`.
 
 Legend: N images, n detections of an image, K thing classes, S stuff labels, M the side of a
 predicted mask. Sizes are (height, width).
@@ -17,17 +17,17 @@ predicted mask. Sizes are (height, width).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.structures import ImageList, Instances
 from torch import Tensor, nn
 
 from .batching import groups_of_one_size
 from .mask_head import paste_masks
 from .panoptic import Merge, most_likely_labels
+from .tracing import is_traced_without_map
 
 Sizes = Sequence[tuple[int, int]]
 
@@ -79,8 +79,7 @@ class PanopticModel(nn.Module):
             candidates of several views.
         merge: makes the panoptic map of instances and stuff scores; None leaves the map out.
         size_divisibility: :meth:`preprocess_image` pads sides to multiples of it.
-        class_layers: prefixes of the names of the parameters that depend on the classes, for
-            weights that were trained on other classes.
+        class_layers: prefixes of the names of the parameters that depend on the classes.
     """
 
     predicts_boxes: bool = True
@@ -113,7 +112,7 @@ class PanopticModel(nn.Module):
             In training the losses. In evaluation a dict an image, with what the model has of
             ``instances`` (``pred_boxes``, ``scores``, ``pred_classes`` and, with a mask branch,
             ``pred_masks`` (n, H, W) bool), ``sem_seg`` (S, H, W) scores, and ``panoptic_seg``, the
-            map (H, W) int32 and its segments.
+            map (H, W) int32 and its segments, which is left out of a ``torch.jit.trace``.
         """
         if self.training:
             return self.losses(batched_inputs)
@@ -133,9 +132,9 @@ class PanopticModel(nn.Module):
             A dict an image with ``panoptic_seg``, but for rounding that of :meth:`forward`.
 
         Raises:
-            RuntimeError: the model makes no panoptic maps.
+            RuntimeError: the model makes no panoptic maps, or is being traced.
         """
-        if self.merge is None:
+        if self.merge is None or is_traced_without_map():
             raise RuntimeError("This model has no panoptic output; call the model itself.")
         return self._by_size(self._panoptic_maps, batched_inputs)
 
@@ -160,7 +159,7 @@ class PanopticModel(nn.Module):
             result["instances"] = found
         for result, scores in zip(results, outputs.stuff, strict=False):
             result["sem_seg"] = scores
-        if self.merge is not None:
+        if self.merge is not None and not is_traced_without_map():
             for result in results:
                 result["panoptic_seg"] = self.merge(result["instances"], result["sem_seg"])
         return results
@@ -294,58 +293,3 @@ def _output_sizes(batched_inputs: list[dict], images: ImageList) -> list[tuple[i
         (x.get("height", size[0]), x.get("width", size[1]))
         for x, size in zip(batched_inputs, images.image_sizes, strict=True)
     ]
-
-
-Adapter = TypeVar("Adapter", bound=type[PanopticModel])
-_ADAPTERS: dict[type[nn.Module], type[PanopticModel]] = {}
-
-
-def register_adapter(model_class: type[nn.Module]) -> Callable[[Adapter], Adapter]:
-    """Decorate the :class:`PanopticModel` that wraps models of another class.
-
-    Its constructor takes the model and the config the model was built from.
-    """
-
-    def register(adapter: Adapter) -> Adapter:
-        _ADAPTERS[model_class] = adapter
-        return adapter
-
-    return register
-
-
-def as_panoptic_model(model: nn.Module, cfg: CfgNode) -> PanopticModel:
-    """A model as the rest of the project uses it: itself, or in its adapter.
-
-    Args:
-        model: a PanopticModel, a model of a class with an adapter, or such a model in torch's
-            DistributedDataParallel.
-        cfg: the config that the model was built from.
-
-    Raises:
-        ValueError: the model's class has no adapter.
-    """
-    if isinstance(model, nn.parallel.DistributedDataParallel):
-        model = model.module
-    if isinstance(model, PanopticModel):
-        return model
-    return panoptic_class(type(model))(model, cfg).train(model.training)
-
-
-def panoptic_class(model_class: type) -> type[PanopticModel]:
-    """The class itself, or the adapter of a class of models; see :func:`as_panoptic_model`."""
-    for base in model_class.__mro__:
-        if issubclass(base, PanopticModel):
-            return model_class
-        if base in _ADAPTERS:
-            return _ADAPTERS[base]
-    known = ", ".join(sorted(c.__name__ for c in _ADAPTERS))
-    raise ValueError(
-        f"{model_class.__name__} is not a panoptic model of this project: derive it from "
-        "spatialflow.modeling.PanopticModel, or register an adapter for it "
-        f"(spatialflow.modeling.register_adapter). Adapters exist for {known}."
-    )
-
-
-def configured_class(cfg: CfgNode) -> type[PanopticModel]:
-    """The class of the models that MODEL.META_ARCHITECTURE names, or its adapter."""
-    return panoptic_class(META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE))

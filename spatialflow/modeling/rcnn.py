@@ -15,8 +15,9 @@ from detectron2.modeling.roi_heads import StandardROIHeads
 from detectron2.structures import ImageList, Instances
 from torch import Tensor, nn
 
+from .adapters import register_adapter
 from .panoptic import HeuristicMerge
-from .panoptic_model import ClassLogits, PanopticModel, Sizes, register_adapter
+from .panoptic_model import ClassLogits, PanopticModel, Sizes
 
 
 class RCNNDense(NamedTuple):

@@ -16,6 +16,7 @@ from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone
 from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor
 
+from .class_layers import train_only_class_layers
 from .config_check import check_config
 from .detection import DensePredictions, Detector
 from .fused_subnets import FusedSubnetworks
@@ -50,6 +51,7 @@ class SpatialFlow(PanopticModel):
         pixel_mean, pixel_std: of the channels of the input, in its order.
         merge: merge of things and stuff, if the model has both branches; None leaves the
             panoptic map out.
+        class_layers_only: freeze what does not depend on the classes.
     """
 
     class_layers = (
@@ -70,6 +72,7 @@ class SpatialFlow(PanopticModel):
         pixel_mean: Sequence[float],
         pixel_std: Sequence[float],
         merge: Merge | None = HeuristicMerge(),  # noqa: B008
+        class_layers_only: bool = False,
     ):
         super().__init__()
         self.backbone = backbone
@@ -83,6 +86,8 @@ class SpatialFlow(PanopticModel):
         self.size_divisibility = backbone.size_divisibility
         self.predicts_masks, self.predicts_stuff = thing_head is not None, stuff_head is not None
         self.merge = merge if self.predicts_masks and self.predicts_stuff else None
+        if class_layers_only:
+            train_only_class_layers(self, self.class_layers)
 
     @classmethod
     def from_config(cls, cfg) -> dict:
@@ -105,6 +110,7 @@ class SpatialFlow(PanopticModel):
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
             "merge": cls.build_merge(cfg),
+            "class_layers_only": cfg.MODEL.CLASS_LAYERS.TRAIN_ONLY,
         }
 
     @classmethod

@@ -100,7 +100,8 @@ def build_thing_head(
     channels: int, num_classes: int = 1, num_convs: int = 0, conv_channels: int = 1
 ) -> ThingHead:
     config = recording("roi_levels").config
-    cfg = get_config(RELEASED, ["MODEL.RETINANET.NUM_CLASSES", num_classes])
+    cfg = get_config(RELEASED)
+    cfg.MODEL.RETINANET.NUM_CLASSES = num_classes
     head = cfg.MODEL.ROI_MASK_HEAD
     head.NUM_CONV, head.CONV_DIM = num_convs, conv_channels
     head.POOLER_RESOLUTION = config["output_size"]

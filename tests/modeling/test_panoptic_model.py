@@ -10,7 +10,7 @@ from stand_ins import Recorded
 from torch import nn
 
 from spatialflow.modeling import HeuristicMerge, PanopticModel, as_panoptic_model, register_adapter
-from spatialflow.modeling.panoptic_model import configured_class, panoptic_class
+from spatialflow.modeling.adapters import configured_class, panoptic_class
 from spatialflow.modeling.rcnn import PanopticFPNModel, RCNNModel
 
 HEIGHT, WIDTH = 24, 32

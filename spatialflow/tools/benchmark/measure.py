@@ -124,7 +124,8 @@ def by_view(
     A row has the time of one plain view, and of a view where it runs together with its mirror
     image. The scales are for 800 pixels; for other heights they are as much smaller or larger.
     """
-    cfg = get_config(MULTI_SCALE_CONFIG, ["MODEL.DEVICE", device])
+    cfg = get_config(MULTI_SCALE_CONFIG)
+    cfg.MODEL.DEVICE = device
     image = make_image(VIEWED_HEIGHT * height // 800)
     rows = []
     for scale in cfg.TEST.AUG.SCALES:

@@ -13,7 +13,8 @@ from torch import nn
 
 from spatialflow.config import load_config
 from spatialflow.model_zoo import get_config_file
-from spatialflow.modeling.panoptic_model import PanopticModel, as_panoptic_model
+from spatialflow.modeling.adapters import as_panoptic_model
+from spatialflow.modeling.panoptic_model import PanopticModel
 
 CONFIGS = {"SpatialFlow": "COCO/spatialflow_R_50_20e.yaml"}
 BASELINE = {"Panoptic FPN": "panoptic_fpn/panoptic_fpn_R_50_20e.yaml"}
