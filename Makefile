@@ -33,10 +33,11 @@ demo: $(STAMP) ## train on toy scenes, evaluate, write pictures (CPU, minutes)
 test: $(STAMP) ## run the test suite
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
-lint: $(STAMP) ## check style, common mistakes and who imports whom
+lint: $(STAMP) ## check style, common mistakes, types and who imports whom
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
+	$(BIN)/mypy
 
 format: $(STAMP) ## format the code, mend what ruff can mend
 	$(BIN)/ruff check --fix .
@@ -46,7 +47,7 @@ doctor: $(STAMP) ## say what is installed, what is missing, and what to do about
 	$(BIN)/spatialflow doctor
 
 clean: ## remove caches and builds (not .venv, datasets or output)
-	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
 distclean: clean ## clean, and remove .venv too

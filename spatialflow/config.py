@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import difflib
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -189,7 +189,7 @@ def config_dir() -> Path:
     return (Path(__file__).parent / "configs").resolve()
 
 
-def _merge(cfg: CN, merge, where: str) -> None:
+def _merge(cfg: CN, merge: Callable[[], None], where: str) -> None:
     try:
         merge()
     except (KeyError, AssertionError, ValueError) as e:
@@ -202,7 +202,7 @@ def _merge(cfg: CN, merge, where: str) -> None:
         raise KeyError(f"{where}: there is no config key {key}{hint}") from e
 
 
-def _key_names(cfg: CN, prefix: str = ""):
+def _key_names(cfg: CN, prefix: str = "") -> Iterator[str]:
     for key, value in cfg.items():
         yield prefix + key
         if isinstance(value, CN):

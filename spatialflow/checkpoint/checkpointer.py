@@ -124,7 +124,7 @@ class SafeCheckpointer(DetectionCheckpointer):
     def _torch_load(self, f: str) -> dict[str, Any]:
         return _state_dict_of(load_tensors(f), f)
 
-    def _load_model(self, checkpoint: dict[str, Any]):
+    def _load_model(self, checkpoint: dict[str, Any]) -> Any:
         if checkpoint.pop("matching_heuristics", False):
             self._convert_ndarray_to_tensor(checkpoint["model"])
             from_caffe2 = checkpoint.get("__author__") == "Caffe2"
@@ -134,7 +134,7 @@ class SafeCheckpointer(DetectionCheckpointer):
             del checkpoint["model"][key]
         return super()._load_model(checkpoint)
 
-    def _log_incompatible_keys(self, incompatible) -> None:
+    def _log_incompatible_keys(self, incompatible: Any) -> None:
         """Say what did not fit; raise where going on would mean another model than asked for."""
         if incompatible.incorrect_shapes:
             raise ValueError(_shape_message(self._source, incompatible.incorrect_shapes))

@@ -9,7 +9,7 @@ labels are the category ids in ascending order, 'other' (183) among them, where 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -24,13 +24,13 @@ CLS, REG, STUFF = "bbox_head.retina_cls.", "bbox_head.retina_reg.", "stuff_head.
 """Their layers whose output channels have another order here."""
 
 
-def _plus(number: int, template: str):
+def _plus(number: int, template: str) -> Callable[[re.Match[str]], str]:
     """A replacement for ``re.sub``: ``template`` with the first group, an integer, increased."""
     return lambda match: match.expand(template).replace("#", str(int(match[1]) + number))
 
 
 # Theirs, ours. The sub-networks of things are called mask there.
-_RULES = [
+_RULES: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
     (r"neck\.lateral_convs\.(\d)\.conv\.", _plus(3, "backbone.fpn_lateral#.")),
     (r"neck\.fpn_convs\.([0-2])\.conv\.", _plus(3, "backbone.fpn_output#.")),
     (r"neck\.fpn_convs\.([34])\.conv\.", _plus(3, "backbone.top_block.p#.")),
@@ -91,20 +91,21 @@ def convert_state_dict(
             the anchors or labels need.
     """
     state = {k: v for k, v in state.items() if not k.endswith(".num_batches_tracked")}
-    unknown = [key for key in state if rename(key) is None]
+    names = {key: rename(key) for key in state}
+    unknown = [key for key, name in names.items() if name is None]
     if unknown:
         raise ValueError(
             f"Not a checkpoint of the authors' SpatialFlow: it has {', '.join(sorted(unknown))}."
         )
     anchors = torch.arange(num_ratios * num_scales).view(num_ratios, num_scales).T.flatten()
     converted = {}
-    for key, value in state.items():
-        value = value.float()
+    for key, name in names.items():
+        value = state[key].float()
         if key.startswith((CLS, REG)):
             value = _reorder_anchors(key, value, anchors)
         elif key.startswith(STUFF):
             value = _other_first(key, value, other_label)
-        converted[rename(key)] = value
+        converted[str(name)] = value
     return converted
 
 

@@ -106,7 +106,9 @@ class _ArrayUnpickler(pickle.Unpickler):
     def _scalar(self, numeric: _NumericType, data: bytes | str) -> np.generic:
         return np.frombuffer(self._encode(data), numeric.dtype)[0]
 
-    def _frombuffer(self, data: bytes, numeric: _NumericType, shape: tuple, order: str):
+    def _frombuffer(
+        self, data: bytes, numeric: _NumericType, shape: tuple, order: Any
+    ) -> np.ndarray:
         array = np.frombuffer(data, numeric.dtype).reshape(shape, order=order)
         return array.astype(numeric.dtype.newbyteorder("="))  # torch knows no other byte order
 

@@ -111,7 +111,9 @@ class Categories:
             if not c.isthing
         }
         for i, c in enumerate(self.things):
-            classes[c.id] = SegmentClass(True, i, label_of.get(c.id, label_of.get(OTHER.id)))
+            classes[c.id] = SegmentClass(
+                True, i, label_of[c.id] if c.id in label_of else label_of[OTHER.id]
+            )
         return classes
 
     @property

@@ -124,8 +124,11 @@ def _compacted(
     read: Callable[[str], dict[str, Any]], path: str, stamp: tuple[int, ...]
 ) -> dict[str, Sequence[Any]]:
     content = read(path)
-    compact = {k: CompactList(content[k]) for k in ("images", "annotations") if k in content}
-    return {"categories": content.get("categories", []), **compact}
+    compacted: dict[str, Sequence[Any]] = {"categories": content.get("categories", [])}
+    for key in ("images", "annotations"):
+        if key in content:
+            compacted[key] = CompactList(content[key])
+    return compacted
 
 
 def read_categories(panoptic_json: str) -> Categories:
@@ -168,7 +171,7 @@ def load_coco_panoptic(
     _check_files(image_root, [image_file(image) for image in images.values()], "image")
     _check_files(panoptic_root, png_names, "panoptic PNG")
     classes = categories.segment_classes
-    dicts = []
+    dicts: list[dict[str, Any]] = []
     for annotation in annotations:
         image = images[annotation["image_id"]]
         dicts.append(
@@ -284,7 +287,8 @@ def _check_files(root: str, names: Iterable[str], kind: str) -> None:
 def _segments(
     annotation: dict[str, Any], classes: dict[int, SegmentClass], panoptic_json: str
 ) -> list[dict[str, Any]]:
-    segments, ids = [], set()
+    segments: list[dict[str, Any]] = []
+    ids: set[int] = set()
     for s in annotation["segments_info"]:
         id_, category_id = s.get("id"), s.get("category_id")
         if not is_segment_id(id_) or id_ in ids or category_id not in classes:

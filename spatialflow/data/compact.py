@@ -38,8 +38,8 @@ class CompactList(Sequence):
         for number in range(len(self._chunks)):
             yield from self._read(number)
 
-    def __getitem__(self, index: int) -> Any:
-        """The entry of an index from 0 on."""
+    def __getitem__(self, index: Any) -> Any:
+        """The entry of an index from 0 on; there are no slices."""
         if not 0 <= index < self._length:
             raise IndexError(f"index {index} of a list of {self._length}")
         return self._read(index // _CHUNK)[index % _CHUNK]

@@ -30,7 +30,7 @@ class Cv2ResizeTransform(T.ResizeTransform):
 
     def apply_image(self, img: np.ndarray, interp: int | None = None) -> np.ndarray:
         """Resize an (H, W) or (H, W, C) array."""
-        flag = cv2.INTER_NEAREST if interp == Image.NEAREST else cv2.INTER_LINEAR
+        flag = cv2.INTER_NEAREST if interp == Image.Resampling.NEAREST else cv2.INTER_LINEAR
         return cv2.resize(np.ascontiguousarray(img), (self.new_w, self.new_h), interpolation=flag)
 
 
@@ -119,7 +119,11 @@ class PanopticMapper(DatasetMapper):
         dataset_dict = dict(dataset_dict)
         image = read_image(dataset_dict["file_name"], self.image_format)
         detection_utils.check_image_size(dataset_dict, image)
-        labels = self._read_labels(dataset_dict, image.shape[:2]) if self.is_train else None
+        labels = (
+            self._read_labels(dataset_dict, (image.shape[0], image.shape[1]))
+            if self.is_train
+            else None
+        )
         aug_input = T.AugInput(image, sem_seg=labels)
         transforms = self.augmentations(aug_input)
         sample = {k: dataset_dict[k] for k in ("file_name", "image_id", "height", "width")}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from operator import itemgetter
 from typing import Any
 
@@ -74,8 +75,7 @@ def register_coco_panoptic(
         FileNotFoundError: a folder or the JSON is missing.
         ValueError: the JSON is no panoptic JSON, or the name is taken by something else.
     """
-    given = (image_root, panoptic_root, panoptic_json)
-    paths = {k: os.path.join(datasets_root(), p) for k, p in zip(_PATH_KEYS, given, strict=True)}
+    paths = _below_root(_PATH_KEYS, (image_root, panoptic_root, panoptic_json))
     if name in DatasetCatalog:
         metadata = MetadataCatalog.get(name)
         if all(metadata.get(k) == p for k, p in paths.items()):
@@ -91,7 +91,7 @@ def register_coco_panoptic(
         ignore_label=255,
         label_divisor=1000,
     )
-    DatasetCatalog.register(name, lambda: load_coco_panoptic(**paths, categories=categories))
+    DatasetCatalog.register(name, partial(load_coco_panoptic, **paths, categories=categories))
 
 
 def register_unannotated(name: str, image_root: str, images_json: str, like: str) -> None:
@@ -107,9 +107,7 @@ def register_unannotated(name: str, image_root: str, images_json: str, like: str
         FileNotFoundError: the folder or the JSON is missing.
         ValueError: ``like`` is not registered, or the name is taken by something else.
     """
-    given = (image_root, images_json)
-    paths = [os.path.join(datasets_root(), p) for p in given]
-    paths = dict(zip(_UNANNOTATED_PATH_KEYS, paths, strict=True))
+    paths = _below_root(_UNANNOTATED_PATH_KEYS, (image_root, images_json))
     if name in DatasetCatalog:
         if all(MetadataCatalog.get(name).get(k) == p for k, p in paths.items()):
             return
@@ -181,13 +179,15 @@ def find_panoptic_files(name: str, entries: Sequence[Sequence[str]] = ()) -> Pan
     Raises:
         ValueError: the name is unknown, or is no panoptic dataset's.
     """
-    described = {**TOY_DATASETS, **{n: paths for n, *paths in entries}}
+    described = {**TOY_DATASETS, **{n: tuple(paths) for n, *paths in entries}}
     if name in described:
-        return PanopticFiles(*(os.path.join(datasets_root(), p) for p in described[name]))
+        return PanopticFiles(**_below_root(_PATH_KEYS, described[name]))
     metadata = _metadata(name)
     paths = _paths(metadata)
     return PanopticFiles(
-        *(paths[k] for k in _PATH_KEYS),
+        image_root=paths["image_root"],
+        panoptic_root=paths["panoptic_root"],
+        panoptic_json=paths["panoptic_json"],
         categories=Categories.from_metadata(metadata),
         image_file=_image_file(metadata),
     )
@@ -250,6 +250,11 @@ def _entries(cfg: CfgNode, key: str) -> list[list[str]]:
         if isinstance(entry, str) or [type(part) for part in entry] != [str] * 4:
             raise ValueError(f"DATASETS.{key}: each entry is {_ENTRIES[key]}, not {entry}.")
     return cfg.DATASETS[key]
+
+
+def _below_root(keys: Sequence[str], paths: Sequence[str]) -> dict[str, Any]:
+    """Paths by key, relative ones below :func:`datasets_root`."""
+    return {k: os.path.join(datasets_root(), p) for k, p in zip(keys, paths, strict=True)}
 
 
 def _metadata(name: str) -> Metadata:

@@ -144,10 +144,10 @@ class PeriodicCheckpointer(detectron2.engine.hooks.PeriodicCheckpointer):
         if self.max_to_keep is None or self.trainer.start_iter == 0:
             return
         earlier = {}
-        for path in Path(self.checkpointer.save_dir).glob(f"{self.file_prefix}_*.pth"):
-            number = re.fullmatch(rf"{self.file_prefix}_(\d{{7,}})", path.stem)
+        for file in Path(self.checkpointer.save_dir).glob(f"{self.file_prefix}_*.pth"):
+            number = re.fullmatch(rf"{self.file_prefix}_(\d{{7,}})", file.stem)
             if number and int(number[1]) < self.trainer.start_iter:
-                earlier[int(number[1])] = str(path)
+                earlier[int(number[1])] = str(file)
         paths = [earlier[i] for i in sorted(earlier)]
         for path in paths[: -self.max_to_keep]:
             os.remove(path)

@@ -51,7 +51,8 @@ def main(args: argparse.Namespace) -> None:
 
 def _shorten(record: logging.LogRecord) -> bool:
     """Take the traceback from what Detectron2's loop logs where the error is the user's mistake."""
-    message = message_for_user(record.exc_info[1]) if record.exc_info else None
+    error = record.exc_info[1] if record.exc_info else None
+    message = message_for_user(error) if isinstance(error, Exception) else None
     if message is not None:
         record.msg, record.args, record.exc_info = f"Training stopped: {message}", (), None
     return True

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import weakref
+from collections.abc import Sequence
 from typing import Any
 
 import detectron2.engine.hooks
@@ -178,7 +179,12 @@ class Trainer(DefaultTrainer):
         )
 
     @classmethod
-    def test(cls, cfg: CfgNode, model: nn.Module, evaluators=None) -> dict:
+    def test(
+        cls,
+        cfg: CfgNode,
+        model: nn.Module,
+        evaluators: Sequence[DatasetEvaluator] | None = None,
+    ) -> dict:
         """Evaluate on DATASETS.TEST, log a table, write ``results.json`` and ``results.csv``.
 
         Both files are in OUTPUT_DIR; the CSV has a row for each number, see

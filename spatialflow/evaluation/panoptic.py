@@ -126,12 +126,14 @@ class PanopticEvaluator(DatasetEvaluator):
                 self._wrong_areas = number + 1, example
 
     def _write_map(self, image_id: Hashable, id_map: np.ndarray, segments: list[dict]) -> None:
+        assert self._output_dir is not None
         file_name = self._ground_truth.png_names[image_id]
         self._written.append(
             write_prediction(self._output_dir, image_id, file_name, id_map, segments)
         )
 
     def _write_lists(self, annotations: list[dict]) -> None:
+        assert self._output_dir is not None
         os.makedirs(self._output_dir, exist_ok=True)
         write_predictions_json(self._output_dir, self._categories, annotations)
         SavedDataset(self._ground_truth.name, **self._ground_truth.files).save(self._output_dir)

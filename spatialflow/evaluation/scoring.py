@@ -87,10 +87,10 @@ def score_folder(
             PNG or has an unknown category; the message names file, image and segment.
     """
     paired = read_pairs(predictions, truth, categories)
-    categories = paired.categories.as_json()
-    score = Score(PanopticCounts(categories), missing=paired.missing, extra=paired.extra)
+    classes = paired.categories.as_json()
+    score = Score(PanopticCounts(classes), missing=paired.missing, extra=paired.extra)
     _warn(score, predictions.json, truth.json)
-    count = partial(_count, counts=PanopticCounts(categories))
+    count = partial(_count, counts=PanopticCounts(classes))
     pairs = paired.pairs
     done = tqdm(
         in_parallel(count, pairs, workers), total=len(pairs), unit="image", disable=not progress
@@ -123,13 +123,12 @@ def _warn(score: Score, results_json: str, truth_json: str) -> None:
 def _count(pair: ImagePair, counts: PanopticCounts) -> ImageCounts:
     counts.table[:] = 0
     wrong_areas = 0
-    if pair.predicted is None:
+    if pair.predicted is None or pair.png is None:
         counts.add_missed([s["category_id"] for s in pair.truth["segments_info"] if _counts(s)])
     else:
-        paths = (pair.png, pair.truth_png)
-        predicted_map, true_map = _maps[:] = [
-            read_panoptic_png(path, out) for path, out in zip(paths, _maps, strict=True)
-        ]
+        predicted_map = read_panoptic_png(pair.png, _maps[0])
+        true_map = read_panoptic_png(pair.truth_png, _maps[1])
+        _maps[:] = predicted_map, true_map
         segments = pair.truth["segments_info"]
         try:
             matches = match_segments(

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 
 @contextmanager
-def scratch_dataset(name: str, **metadata) -> Iterator[str]:
+def scratch_dataset(name: str, **metadata: Any) -> Iterator[str]:
     """Register a dataset without images for as long as the context lasts.
 
     Detectron2's evaluators take everything they need to know from the catalogs when they are

@@ -109,7 +109,7 @@ class EnsembleWithTTA(PanopticModel):
         """All views of the one image once: their candidates, the mean of their stuff scores."""
         (size,), image = output_sizes, images[0]
         candidates, stuff, kept = [], WeightedMean(), []
-        for member in self.members:
+        for member in self._members():
             with self._in_use(member):
                 for batch in member.batches(self._in_format(image, member), self.device):
                     outputs = member.first_pass(batch, size)
@@ -143,6 +143,9 @@ class EnsembleWithTTA(PanopticModel):
                         mean.add(masks_i, weight)
         assert mean.value is not None
         return [mean.value]
+
+    def _members(self) -> list[Member]:
+        return [member for member in self.members if isinstance(member, Member)]
 
     def _in_format(self, image: Tensor, member: Member) -> Tensor:
         # BGR and RGB are each other's reverse.

@@ -27,7 +27,7 @@ from .member import ClassNumbers, Member
 from .optimized import optimize
 from .views import views_from_config
 
-MEMBER_DEFAULTS = {"CONFIG": None, "WEIGHTS": None, "WEIGHT": 1.0, "OPTS": []}
+MEMBER_DEFAULTS: dict[str, Any] = {"CONFIG": None, "WEIGHTS": None, "WEIGHT": 1.0, "OPTS": []}
 """Keys of an entry of TEST.ENSEMBLE.MEMBERS; None: it must be given."""
 AUTOCAST_DTYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 """Values of TEST.OPTIMIZE.DTYPE; None: no autocast."""

@@ -189,11 +189,13 @@ def fold_batch_norms(module: nn.Module) -> None:
     for conv in module.modules():
         norm = getattr(conv, "norm", None)
         if isinstance(conv, Conv2d) and isinstance(norm, (FrozenBatchNorm2d, nn.BatchNorm2d)):
+            mean, variance = norm.running_mean, norm.running_var
+            assert isinstance(mean, torch.Tensor) and isinstance(variance, torch.Tensor)
             conv.weight, conv.bias = fuse_conv_bn_weights(
                 conv.weight,
                 conv.bias,
-                norm.running_mean,
-                norm.running_var,
+                mean,
+                variance,
                 norm.eps,
                 norm.weight,
                 norm.bias,

@@ -5,7 +5,7 @@ Legend: H x W the size of the original image and of the output.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -76,7 +76,7 @@ def flip_instances(instances: Instances) -> Instances:
     return flipped
 
 
-def _parse_scale(scale) -> tuple[int, int]:
+def _parse_scale(scale: Any) -> tuple[int, int]:
     try:
         longer, shorter = scale
         if not 0 < shorter <= longer:

@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import MutableMapping
 from typing import Any
 
 import torch
@@ -68,8 +67,8 @@ def get_checkpoint_url(config_path: str) -> str:
     )
 
 
-def get_config(config_path: str, trained: bool = False) -> CfgNode | MutableMapping[str, Any]:
-    """A config, not frozen; from a ``.py`` file a lazy one.
+def get_config(config_path: str, trained: bool = False) -> Any:
+    """A config, a CfgNode that is not frozen or, from a ``.py`` file, a lazy one.
 
     Args:
         config_path: one of :func:`config_names`.

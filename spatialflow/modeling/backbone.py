@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY
 from detectron2.modeling.backbone.fpn import FPN, LastLevelP6P7
@@ -22,7 +23,7 @@ class LastLevelP6P7NoRelu(LastLevelP6P7):
 
 
 @BACKBONE_REGISTRY.register()
-def build_spatialflow_resnet_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
+def build_spatialflow_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
     """Build P3 to P7 on a ResNet from a config."""
     bottom_up = build_resnet(cfg, input_shape)
     last_level = LastLevelP6P7 if cfg.MODEL.SPATIALFLOW.P7_RELU else LastLevelP6P7NoRelu
@@ -36,7 +37,7 @@ def build_spatialflow_resnet_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
     )
 
 
-def build_resnet(cfg, input_shape: ShapeSpec) -> ResNet:
+def build_resnet(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
     """Detectron2's ResNet, whose deformable stages and SyncBN run on every installation.
 
     Reads the same keys, and loads the same checkpoints, as Detectron2's ``build_resnet_backbone``.

@@ -7,6 +7,7 @@ Detectron2's own compiled one does not.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import fvcore.nn.weight_init as weight_init
 import torch
@@ -27,7 +28,7 @@ class DeformConv(Conv2d):
 
     values_per_point = 2
 
-    def __init__(self, *args, deformable_groups: int = 1, **kwargs):
+    def __init__(self, *args: Any, deformable_groups: int = 1, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.num_points = deformable_groups * self.kernel_size[0] * self.kernel_size[1]
         if self.bias is not None:
@@ -54,13 +55,11 @@ class DeformConv(Conv2d):
     def _convolve(self, x: Tensor, shifts: Tensor, modulation: Tensor | None) -> Tensor:
         # In single precision, as torchvision's autocast rule for CUDA has it: on a CPU the operator
         # has no rule and no kernel for half precision.
-        tensors = (x, shifts, self.weight, self.bias, modulation)
         wide = torch.promote_types(x.dtype, torch.float32)
         sides = (self.stride, self.padding, self.dilation)
         with torch.autocast(x.device.type, enabled=False):
-            image, shifts, weight, bias, modulation = (
-                t if t is None else t.to(wide) for t in tensors
-            )
+            image, shifts, weight = (t.to(wide) for t in (x, shifts, self.weight))
+            bias, modulation = (None if t is None else t.to(wide) for t in (self.bias, modulation))
             # torchvision reads memory that is not its own at an offset that is not a number. What
             # made such an offset shows in the loss; the point itself goes outside the image.
             shifts = shifts.nan_to_num(nan=math.inf, posinf=math.inf, neginf=-math.inf)

@@ -12,9 +12,12 @@ from functools import partial
 from typing import NamedTuple
 
 import torch
-from detectron2.config import configurable
+from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
-from detectron2.modeling.anchor_generator import build_anchor_generator
+from detectron2.modeling.anchor_generator import (
+    DefaultAnchorGenerator,
+    build_anchor_generator,
+)
 from detectron2.modeling.box_regression import Box2BoxTransform, _dense_box_regression_loss
 from detectron2.modeling.matcher import Matcher
 from detectron2.modeling.meta_arch.dense_detector import permute_to_N_HWA_K
@@ -76,7 +79,7 @@ class Detector(nn.Module):
         *,
         channels: int,
         num_classes: int,
-        anchor_generator: nn.Module,
+        anchor_generator: DefaultAnchorGenerator,
         anchor_matcher: Matcher,
         box2box_transform: Box2BoxTransform,
         prior_prob: float = 0.01,
@@ -94,9 +97,10 @@ class Detector(nn.Module):
         num_anchors = anchor_generator.num_anchors[0]
         self.cls_score = conv3x3(channels, num_anchors * num_classes)
         self.bbox_pred = conv3x3(channels, num_anchors * 4)
+        assert self.cls_score.bias is not None
         nn.init.constant_(self.cls_score.bias, -math.log((1 - prior_prob) / prior_prob))
         self.num_classes = num_classes
-        self.anchor_generator = anchor_generator
+        self.anchor_generator: DefaultAnchorGenerator = anchor_generator
         self.anchor_matcher = anchor_matcher
         self.box2box_transform = box2box_transform
         self.focal_loss_alpha = focal_loss_alpha
@@ -110,7 +114,9 @@ class Detector(nn.Module):
         self.size_divisibility = size_divisibility
 
     @classmethod
-    def from_config(cls, cfg, input_shape: Sequence[ShapeSpec], size_divisibility: int) -> dict:
+    def from_config(
+        cls, cfg: CfgNode, input_shape: Sequence[ShapeSpec], size_divisibility: int
+    ) -> dict:
         """``input_shape``: of P3 to P7."""
         retinanet = cfg.MODEL.RETINANET
         return {
@@ -255,8 +261,8 @@ class Detector(nn.Module):
         self,
         predictions: DensePredictions,
         anchors: list[Boxes],
-        image_sizes: list[tuple[int, int]],
-        output_sizes: list[tuple[int, int]],
+        image_sizes: Sequence[tuple[int, int]],
+        output_sizes: Sequence[tuple[int, int]],
     ) -> list[Instances]:
         """Detections of each image, best first; arguments as of :meth:`find_candidates`."""
         candidates = self.find_candidates(predictions, anchors, image_sizes, output_sizes)
@@ -266,8 +272,8 @@ class Detector(nn.Module):
         self,
         predictions: DensePredictions,
         anchors: list[Boxes],
-        image_sizes: list[tuple[int, int]],
-        output_sizes: list[tuple[int, int]],
+        image_sizes: Sequence[tuple[int, int]],
+        output_sizes: Sequence[tuple[int, int]],
     ) -> list[Instances]:
         """The scored boxes of each image that NMS has not gone over.
 

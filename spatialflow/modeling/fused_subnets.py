@@ -71,6 +71,7 @@ class FusedSubnetworks(nn.Module):
         if not edges:
             return {}
         conv, channels = self.wide[name], feature.shape[1]
+        assert isinstance(conv, nn.Conv2d) and conv.bias is not None
         width = len(edges) * channels
         parts = F.conv2d(feature, conv.weight[:width], conv.bias[:width], padding=1)
         return dict(zip(edges, parts.split(channels, dim=1), strict=True))
@@ -122,5 +123,5 @@ def _side_by_side(convs: Sequence[nn.Conv2d]) -> nn.Conv2d:
         nn.Conv2d, first.in_channels, sum(x.out_channels for x in convs), 3, padding=1
     )
     wide.weight = nn.Parameter(torch.cat([x.weight for x in convs]))
-    wide.bias = nn.Parameter(torch.cat([x.bias for x in convs]))
+    wide.bias = nn.Parameter(torch.cat([x.bias for x in convs if x.bias is not None]))
     return wide

@@ -40,7 +40,8 @@ def initialize(conv: nn.Conv2d, init: str) -> None:
         weight_init.c2_msra_fill(conv)
         return
     nn.init.normal_(conv.weight, std=0.01) if init == "normal" else nn.init.zeros_(conv.weight)
-    nn.init.zeros_(conv.bias)
+    if conv.bias is not None:
+        nn.init.zeros_(conv.bias)
 
 
 @torch.no_grad()

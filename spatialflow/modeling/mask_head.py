@@ -5,12 +5,12 @@ Legend: R regions of interest over all images, K thing classes, M the side of a 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import fvcore.nn.weight_init as weight_init
 import torch
 import torch.nn.functional as F
-from detectron2.config import configurable
+from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.matcher import Matcher
 from detectron2.modeling.poolers import ROIPooler
@@ -50,7 +50,7 @@ class ThingHead(nn.Module):
         self.proposal_matcher = proposal_matcher
 
     @classmethod
-    def from_config(cls, cfg, input_shape: Mapping[str, ShapeSpec]) -> dict:
+    def from_config(cls, cfg: CfgNode, input_shape: Mapping[str, ShapeSpec]) -> dict:
         """``input_shape``: of the thing features, in the order of their strides."""
         head = cfg.MODEL.ROI_MASK_HEAD
         shapes = list(input_shape.values())
@@ -92,10 +92,11 @@ class ThingHead(nn.Module):
     ) -> list[Tensor]:
         """Mask probabilities, (n, M, M) for the n boxes of each image, of the class of each box."""
         pooled = self.mask_pooler(features, boxes)
-        parts = [(pooled, torch.cat(classes))]
+        parts: Iterable[tuple[Tensor, ...]] = [(pooled, torch.cat(classes))]
         # A trace would keep the number of parts, whatever the number of boxes.
         if pooled.device.type == "cpu" and not torch.jit.is_tracing():
-            parts = zip(*(x.split(REGIONS_AT_A_TIME_ON_CPU) for x in parts[0]), strict=True)
+            split = (x.split(REGIONS_AT_A_TIME_ON_CPU) for x in (pooled, torch.cat(classes)))
+            parts = zip(*split, strict=True)
         logits = torch.cat([_of_class(self.mask_head.layers(x), c) for x, c in parts])
         return list(logits.float().sigmoid().split([b.tensor.shape[0] for b in boxes]))
 

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+from detectron2.config import CfgNode
 from detectron2.structures import Instances
 from detectron2.utils.registry import Registry
 from torch import Tensor
@@ -25,6 +26,7 @@ MERGE_REGISTRY = Registry("MERGE")
 """The merges by the names of their classes, under which outputs on disk remember them."""
 
 
+@dataclass(frozen=True)
 class Merge(ABC):
     """How the instances and stuff of an image become one panoptic map.
 
@@ -89,7 +91,9 @@ class HeuristicMerge(Merge):
     box_fill_min_free: float | None = 0.6
 
     @classmethod
-    def from_config(cls, cfg, box_fill_min_free: float | None = None) -> HeuristicMerge | None:
+    def from_config(
+        cls, cfg: CfgNode, box_fill_min_free: float | None = None
+    ) -> HeuristicMerge | None:
         """Read MODEL.PANOPTIC_FPN.COMBINE; None when it is not enabled."""
         combine = cfg.MODEL.PANOPTIC_FPN.COMBINE
         if not combine.ENABLED:
@@ -275,15 +279,16 @@ def _describe(
     """Number the segments from 1 without gaps and list them."""
     num_things = len(scores)
     areas = torch.bincount(panoptic.flatten(), minlength=1 + num_things + num_stuff_labels).tolist()
-    scores, classes = scores.tolist(), classes.tolist()
-    new_ids, segments = [FREE] * len(areas), []
+    score_of, class_of = scores.tolist(), classes.tolist()
+    new_ids = [FREE] * len(areas)
+    segments: list[dict] = []
     for old_id, area in enumerate(areas):
         if old_id == FREE or area == 0:
             continue
         new_ids[old_id] = len(segments) + 1
         segment = {"id": new_ids[old_id], "isthing": old_id <= num_things, "area": area}
         if segment["isthing"]:
-            segment |= {"category_id": classes[old_id - 1], "score": scores[old_id - 1]}
+            segment |= {"category_id": class_of[old_id - 1], "score": score_of[old_id - 1]}
         else:
             segment["category_id"] = old_id - 1 - num_things
         segments.append(segment)

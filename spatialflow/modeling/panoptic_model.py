@@ -36,7 +36,7 @@ class StuffLabels(NamedTuple):
     """The best stuff label of each pixel of an image, (H, W) int64, and how many labels exist."""
 
     labels: Tensor
-    count: int
+    num_labels: int
 
 
 class FirstPass(NamedTuple):

@@ -5,7 +5,7 @@ Legend: see :mod:`.panoptic_model`.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from detectron2.config import CfgNode
@@ -42,7 +42,10 @@ class RCNNModel(PanopticModel):
     """
 
     predicts_stuff = False
-    class_layers = ("roi_heads.box_predictor.", "roi_heads.mask_head.predictor.")
+    class_layers: ClassVar[tuple[str, ...]] = (
+        "roi_heads.box_predictor.",
+        "roi_heads.mask_head.predictor.",
+    )
 
     def __init__(self, model: GeneralizedRCNN, cfg: CfgNode):
         super().__init__()
@@ -107,7 +110,7 @@ class RCNNModel(PanopticModel):
         return ClassLogits(self._box_predictor.cls_score, has_background=True)
 
     @property
-    def _box_predictor(self) -> nn.Module:
+    def _box_predictor(self) -> Any:
         """The box predictor; of Cascade R-CNN, that of the last step."""
         predictor = self.model.roi_heads.box_predictor
         return predictor[-1] if isinstance(predictor, nn.ModuleList) else predictor
@@ -123,7 +126,7 @@ class PanopticFPNModel(RCNNModel):
     """
 
     predicts_stuff = True
-    class_layers = (*RCNNModel.class_layers, "sem_seg_head.predictor.")
+    class_layers: ClassVar[tuple[str, ...]] = (*RCNNModel.class_layers, "sem_seg_head.predictor.")
 
     def __init__(self, model: PanopticFPN, cfg: CfgNode):
         super().__init__(model, cfg)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from detectron2.config import configurable
+from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone
 from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor
@@ -60,6 +60,10 @@ class SpatialFlow(PanopticModel):
         "stuff_head.predictor.",
     )
 
+    pixel_mean: Tensor
+    pixel_std: Tensor
+    subnets: Subnetworks | FusedSubnetworks
+
     @configurable
     def __init__(
         self,
@@ -90,7 +94,7 @@ class SpatialFlow(PanopticModel):
             train_only_class_layers(self, self.class_layers)
 
     @classmethod
-    def from_config(cls, cfg) -> dict:
+    def from_config(cls, cfg: CfgNode) -> dict:
         """The parts from the keys of :mod:`spatialflow.config`.
 
         Raises:
@@ -114,7 +118,7 @@ class SpatialFlow(PanopticModel):
         }
 
     @classmethod
-    def build_merge(cls, cfg) -> HeuristicMerge | None:
+    def build_merge(cls, cfg: CfgNode) -> HeuristicMerge | None:
         """MODEL.PANOPTIC_FPN.COMBINE with the box fill; None when it is not enabled."""
         fill = cfg.MODEL.SPATIALFLOW.BOX_FILL
         return HeuristicMerge.from_config(cfg, fill.MIN_FREE if fill.ENABLED else None)
@@ -146,7 +150,7 @@ class SpatialFlow(PanopticModel):
         predictions = self.detector(features.cls, features.reg)
         anchors = self.detector.anchor_generator(features.cls)
         targets = self.detector.label_anchors(
-            anchors, things, crowd_masks, [x.shape[-2:] for x in features.cls]
+            anchors, things, crowd_masks, [(x.shape[-2], x.shape[-1]) for x in features.cls]
         )
         losses = self.detector.losses(predictions, anchors, targets)
         if self.thing_head is not None:
@@ -197,6 +201,7 @@ class SpatialFlow(PanopticModel):
         self, dense: DenseOutputs, image_sizes: Sizes, output_sizes: Sizes
     ) -> list[Tensor]:
         """Stuff scores (S, H, W) of each image at its output size."""
+        assert self.stuff_head is not None and dense.stuff is not None
         return [
             self.stuff_head.postprocess(*one)
             for one in zip(dense.stuff, image_sizes, output_sizes, strict=True)
@@ -206,6 +211,7 @@ class SpatialFlow(PanopticModel):
         self, dense: DenseOutputs, image_sizes: Sizes, output_sizes: Sizes
     ) -> list[StuffLabels]:
         """The best labels, without memory for the scores at the output size."""
+        assert self.stuff_head is not None and dense.stuff is not None
         return [
             StuffLabels(self.stuff_head.postprocess_labels(scores, *sizes), len(scores))
             for scores, *sizes in zip(dense.stuff, image_sizes, output_sizes, strict=True)
@@ -219,6 +225,7 @@ class SpatialFlow(PanopticModel):
         self, features: list[Tensor], instances: list[Instances], image_sizes: Sizes
     ) -> list[Tensor]:
         """Mask probabilities (n, M, M) of the class of each box, see :class:`PanopticModel`."""
+        assert self.thing_head is not None
         boxes = []
         for found, (height, width) in zip(instances, image_sizes, strict=True):
             boxes_i = found.pred_boxes.clone()
@@ -244,6 +251,7 @@ class SpatialFlow(PanopticModel):
 
     def _stuff_targets(self, batched_inputs: list[dict]) -> Tensor:
         """(N, h, w) int64 stuff labels, padded as the images are with the ignored value."""
+        assert self.stuff_head is not None
         return ImageList.from_tensors(
             [target(x, "sem_seg").to(self.device) for x in batched_inputs],
             self.backbone.size_divisibility,

@@ -6,10 +6,11 @@ Legend: N images, S labels ('other' included), H x W the padded network input.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from detectron2.config import configurable
+from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.meta_arch.semantic_seg import SemSegFPNHead
 from detectron2.modeling.postprocessing import sem_seg_postprocess
@@ -44,7 +45,7 @@ class StuffHead(SemSegFPNHead):
         *,
         align_corners: bool = False,
         resize: str = "bilinear",
-        **kwargs,
+        **kwargs: Any,
     ):
         # By keyword: Detectron2 takes an OmegaConf mapping that comes first for a config.
         super().__init__(input_shape=input_shape, **kwargs)
@@ -60,7 +61,7 @@ class StuffHead(SemSegFPNHead):
                 module.align_corners = align_corners
 
     @classmethod
-    def from_config(cls, cfg, input_shape: dict[str, ShapeSpec]) -> dict:
+    def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:
         """``input_shape``: of exactly the levels that the stuff branch sees."""
         head = cfg.MODEL.SEM_SEG_HEAD
         return {

@@ -22,7 +22,7 @@ from functools import partial
 from typing import NamedTuple
 
 import torch.nn.functional as F
-from detectron2.config import configurable
+from detectron2.config import CfgNode, configurable
 from detectron2.layers import get_norm
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -98,6 +98,7 @@ class Stage(nn.Module):
     def initialize(self, init: str) -> None:
         """Set all weights to initial values, see :func:`spatialflow.modeling.layers.initialize`."""
         for flow in self.flows.values():
+            assert isinstance(flow, Flow)
             flow.initialize(init)
         if self.conv is not None:
             initialize(self.conv, init)
@@ -144,7 +145,9 @@ class DeformableStage(nn.Module):
             flow(x + sources[source], x)
             for source, flow in self.flows.items()
             if source in DETECTION_TASKS
-        ] or [self.conv_offset(x)]
+        ]
+        if self.conv_offset is not None:
+            offsets = [self.conv_offset(x)]
         x = _add_flows(x, self.flows, semantics)
         return F.relu(self.conv(x, sum(offsets[1:], start=offsets[0])))
 
@@ -196,7 +199,7 @@ class Subnetworks(nn.Module):
         self.order = execution_order(tasks, [(edge.source, edge.target) for edge in edges])
         self.edges_into: dict[tuple[str, int], list[Edge]] = {}
         for task in self.order:
-            make = DeformableStage if task in deform_on else Stage
+            make: Callable[..., nn.Module] = DeformableStage if task in deform_on else Stage
             if num_stages[task] == 0:
                 make = partial(Stage, conv=False)
             stages = nn.ModuleList()
@@ -208,7 +211,7 @@ class Subnetworks(nn.Module):
         self._initialize(init, flow_init)
 
     @classmethod
-    def from_config(cls, cfg, channels: int) -> dict:
+    def from_config(cls, cfg: CfgNode, channels: int) -> dict:
         """``channels``: of the FPN."""
         keys = cfg.MODEL.SPATIALFLOW
         branches = {"cls": True, "reg": True, "stuff": keys.STUFF_ON, "thing": keys.THING_ON}

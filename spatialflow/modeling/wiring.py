@@ -78,7 +78,8 @@ def execution_order(tasks: Iterable[str], ends: Iterable[tuple[str, str]]) -> li
             f"The flows {flows} form a cycle: none of these sub-networks can run before the "
             "others. Leave one flow out."
         ) from e
-    order, ready = [], []
+    order: list[str] = []
+    ready: list[str] = []
     while sorter.is_active():
         ready += sorter.get_ready()
         order.append(min(ready, key=TASKS.index))

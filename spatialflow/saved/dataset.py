@@ -40,11 +40,11 @@ class SavedDataset:
             FileNotFoundError: it is not found.
             ValueError: it does not describe a dataset.
         """
-        content = read_json(path, "Dataset", SAVE_FIRST)
-        sides = (("panoptic_root", "panoptic_json"), ("images_json",))
+        content: Any = read_json(path, "Dataset", SAVE_FIRST)
+        sides: tuple[tuple[str, ...], ...] = (("panoptic_root", "panoptic_json"), ("images_json",))
         if isinstance(content, dict):
             for keys in sides:
-                found = {k: content.get(k) for k in ("name", "image_root", *keys)}
+                found: dict[str, Any] = {k: content.get(k) for k in ("name", "image_root", *keys)}
                 if all(isinstance(value, str) for value in found.values()):
                     return cls(**found)
         raise ValueError(
@@ -60,14 +60,15 @@ class SavedDataset:
     @property
     def truth(self) -> PanopticFolder:
         """The ground truth; ValueError without one."""
-        if self.panoptic_json is None:
+        if self.panoptic_json is None or self.panoptic_root is None:
             raise ValueError(f"Dataset {self.name} has no ground truth.")
         return PanopticFolder(self.panoptic_json, self.panoptic_root)
 
     def images(self) -> Mapping[Hashable, dict[str, Any]]:
         """The entries of ``images`` in the dataset's JSON, by id."""
-        if self.panoptic_json is None:
-            images = read_images_json(self.images_json)["images"]
-        else:
+        if self.panoptic_json is not None:
             images = read_panoptic_json(self.panoptic_json)["images"]
+        else:
+            assert self.images_json is not None, "open() and the evaluators see to it"
+            images = read_images_json(self.images_json)["images"]
         return {image["id"]: image for image in images}

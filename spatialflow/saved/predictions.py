@@ -22,7 +22,11 @@ PREDICTIONS = "panoptic_predictions"
 PREDICTIONS_JSON = f"{PREDICTIONS}.json"
 SAVE_FIRST = "evaluate with TEST.SAVE_PREDICTIONS True first"
 
-_FIELDS = {"image_id": (int, str), "file_name": str, "segments_info": list}
+_FIELDS: dict[str, tuple[type, ...]] = {
+    "image_id": (int, str),
+    "file_name": (str,),
+    "segments_info": (list,),
+}
 _SEGMENT_KEYS = ("id", "category_id", "isthing", "area", "score")
 
 

@@ -117,7 +117,7 @@ class RawOutputs:
                 file_below(folder, name)
             merge = Merge.from_dict(index["merge"])
             keys = ("categories", "thing_ids", "stuff_ids", "truth")
-            return cls(folder, merge, *(index[k] for k in keys), files)
+            return cls(folder, merge, files=files, **{k: index[k] for k in keys})
         except (ValueError, KeyError, TypeError) as e:
             raise ValueError(f"{path} is no index of raw outputs: {type(e).__name__}: {e}") from e
 

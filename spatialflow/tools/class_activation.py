@@ -11,67 +11,20 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import cv2
 import numpy as np
-import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from spatialflow.config import load_config
 from spatialflow.data.mapper import read_image
 from spatialflow.inference.predictor import Predictor
-from spatialflow.modeling import SpatialFlow
+from spatialflow.modeling.class_activation import class_activations
 from spatialflow.paths import refuse_overwriting
 from spatialflow.utils.command_parser import CommandParser, add_import_argument
 from spatialflow.utils.files import write_image
 
 OPACITY = 0.5
 """Of a heat map over its picture."""
-
-
-class ClassActivations(NamedTuple):
-    """Activations of every class at the size of the image, 0 or more.
-
-    ``cls``: (K, H, W), the greatest over anchors and levels. ``stuff``: (S, H, W), or None without
-    a stuff branch.
-    """
-
-    cls: Tensor
-    stuff: Tensor | None
-
-
-@torch.no_grad()
-def class_activations(model: SpatialFlow, inputs: dict, size: tuple[int, int]) -> ClassActivations:
-    """Class activation maps of one image.
-
-    Args:
-        model: a model in evaluation mode.
-        inputs: the model's input of the image.
-        size: (height, width) of the result.
-    """
-    images = model.preprocess_image([inputs])
-    (image_size,) = images.image_sizes
-    padded = tuple(images.tensor.shape[-2:])
-    features = model.extract_features(images.tensor)
-
-    def resize(maps: Tensor) -> Tensor:
-        maps = F.interpolate(maps, padded, mode="bilinear", align_corners=False)
-        maps = maps[:, :, : image_size[0], : image_size[1]]
-        return F.interpolate(maps, size, mode="bilinear", align_corners=False)[0].relu()
-
-    num_classes = model.detector.num_classes
-    levels = [
-        _without_bias(model.detector.cls_score, x).unflatten(1, (-1, num_classes)).amax(dim=1)
-        for x in features.cls
-    ]
-    cls = torch.stack([resize(level) for level in levels]).amax(dim=0)
-    if model.stuff_head is None:
-        return ClassActivations(cls, None)
-    head = model.stuff_head
-    answers = head.layers(dict(zip(head.in_features, features.stuff, strict=True)))
-    return ClassActivations(cls, resize(answers - head.predictor.bias.view(1, -1, 1, 1)))
 
 
 def heat_map(image: np.ndarray, activation: np.ndarray) -> np.ndarray:
@@ -84,7 +37,8 @@ def heat_map(image: np.ndarray, activation: np.ndarray) -> np.ndarray:
     Returns:
         (H, W, 3) uint8 BGR.
     """
-    scaled = np.uint8(255 * activation / max(float(activation.max()), np.finfo(np.float32).tiny))
+    greatest = max(float(activation.max()), float(np.finfo(np.float32).tiny))
+    scaled = (255 * activation / greatest).astype(np.uint8)
     colors = cv2.applyColorMap(scaled, cv2.COLORMAP_JET)
     return cv2.addWeighted(image, 1 - OPACITY, colors, OPACITY, 0)
 
@@ -114,29 +68,27 @@ def compare(
         [c.name for c in first.categories.things],
         [c.name for c in first.categories.stuff],
     ]
-    chosen = [
+    chosen: list[int | None] = [
         None if wanted is None else _index(names_i, wanted)
         for names_i, wanted in zip(names, (thing, stuff), strict=True)
     ]
     rows = []
     for title, predictor in predictors.items():
-        maps = class_activations(predictor.model, predictor.model_input(image), image.shape[:2])
+        size = (image.shape[0], image.shape[1])
+        maps = class_activations(predictor.model, predictor.model_input(image), size)
         panels = [_titled(image, title)]
         for i, kind in enumerate(("cls", "stuff")):
             activations = getattr(maps, kind)
             if activations is None:
                 continue
-            if chosen[i] is None:
-                chosen[i] = int(activations.mean(dim=(1, 2)).argmax())
-            heat = heat_map(image, activations[chosen[i]].cpu().numpy())
-            panels.append(_titled(heat, f"{kind}: {names[i][chosen[i]]}"))
+            shown = chosen[i]
+            if shown is None:
+                shown = chosen[i] = int(activations.mean(dim=(1, 2)).argmax())
+            heat = heat_map(image, activations[shown].cpu().numpy())
+            panels.append(_titled(heat, f"{kind}: {names[i][shown]}"))
         rows.append(np.hstack(panels))
     width = max(row.shape[1] for row in rows)
     return np.vstack([np.pad(r, ((0, 0), (0, width - r.shape[1]), (0, 0))) for r in rows])
-
-
-def _without_bias(conv: torch.nn.Conv2d, x: Tensor) -> Tensor:
-    return F.conv2d(x, conv.weight, padding=conv.padding)
 
 
 def _index(names: Sequence[str], wanted: str) -> int:

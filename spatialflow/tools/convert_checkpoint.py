@@ -67,7 +67,7 @@ def table(state: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> str:
     rows = []
     for key in state:
         name = rename(key)
-        if name in weights:
+        if name is not None and name in weights:
             change = next((text for part, text in REORDERED.items() if key.startswith(part)), "")
             rows.append([key, name, "x".join(map(str, weights[name].shape)), change])
         else:

@@ -47,8 +47,8 @@ def draw_panoptic(
     size = drawn_size(height * scale, width * scale)
     interpolation = cv2.INTER_CUBIC if size[0] > height else cv2.INTER_AREA
     image = cv2.resize(image, size[::-1], interpolation=interpolation)
-    panoptic = torch.from_numpy(resize_labels(panoptic, size))
-    drawn = Visualizer(image, metadata).draw_panoptic_seg(panoptic, segments)
+    ids = torch.from_numpy(resize_labels(panoptic, size))
+    drawn = Visualizer(image, metadata).draw_panoptic_seg(ids, segments)
     return drawn.get_image()
 
 

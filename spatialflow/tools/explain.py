@@ -86,8 +86,8 @@ def explain(
     paired = read_pairs(predictions, truth, categories)
     classes = paired.categories.as_json()
     predicted = [p.truth["image_id"] for p in paired.pairs if p.predicted] + paired.extra
-    lost = [i for i in predicted if raw is not None and i not in raw.files]
-    if lost:
+    lost = [] if raw is None else [i for i in predicted if i not in raw.files]
+    if raw is not None and lost:
         raise ValueError(f"{raw.folder} has no raw output of image {lost[0]!r}.")
     one = partial(_explain_image, raw=raw, categories=classes)
     tables = tqdm(
@@ -136,7 +136,7 @@ def _pq(table: np.ndarray) -> float:
 def _explain_image(pair: ImagePair, raw: RawOutputs | None, categories: list[dict]) -> np.ndarray:
     """(3, C, 4) counts: as predicted, with right classes, of the best merge (0 without)."""
     truth, segments = read_panoptic_png(pair.truth_png), pair.truth["segments_info"]
-    if pair.predicted is None:
+    if pair.predicted is None or pair.png is None:
         missed = match_segments(np.zeros_like(truth), [], truth, segments)
         return np.stack([_table(missed, categories)] * 3)
     id_map, predicted = read_panoptic_png(pair.png), pair.predicted["segments_info"]

@@ -17,6 +17,7 @@ from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -112,7 +113,7 @@ def _new_zip(path: str) -> Iterator[zipfile.ZipFile]:
         yield archive
 
 
-def _images(folder: str) -> dict[Hashable, dict]:
+def _images(folder: str) -> Mapping[Hashable, dict[str, Any]]:
     """Images that must be predicted, from the JSON of the dataset, by id."""
     return SavedDataset.open(os.path.join(folder, DATASET_JSON)).images()
 

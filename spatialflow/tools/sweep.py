@@ -12,8 +12,9 @@ import dataclasses
 import itertools
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -183,7 +184,7 @@ def parser() -> CommandParser:
     )
     add_import_argument(parser)
     parser.add_argument("folder", help="OUTPUT_DIR/inference/DATASET of that evaluation")
-    kinds = {"stuff_area_limit": int, "box_fill_min_free": _fill}
+    kinds: dict[str, Callable[[str], Any]] = {"stuff_area_limit": int, "box_fill_min_free": _fill}
     for name, key in SWEPT.items():
         parser.add_argument(
             f"--{name.replace('_', '-')}",

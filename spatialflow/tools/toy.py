@@ -91,7 +91,7 @@ def generate(root: str, train: int = 400, val: int = 60, seed: int = 0) -> None:
         image_root, panoptic_root, panoptic_json = _paths(root, split)
         image_root.mkdir(parents=True, exist_ok=True)
         panoptic_root.mkdir(parents=True, exist_ok=True)
-        content = {
+        content: dict[str, Any] = {
             "info": _info(seed, count),
             "images": [],
             "annotations": [],

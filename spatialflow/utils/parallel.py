@@ -61,7 +61,9 @@ def end_with_parent(worker_id: int = 0) -> None:
 def _wait_for_parent(pid: int) -> None:
     # Workers that were forked later keep the sentinel open, hence the look at the number; that
     # never changes on Windows, where nothing is forked.
-    sentinel = multiprocessing.parent_process().sentinel
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "only a process that was started has a parent"
+    sentinel = parent.sentinel
     while not connection.wait([sentinel], timeout=1) and os.getppid() == pid:
         pass
     os._exit(1)

@@ -9,9 +9,9 @@ from tabulate import tabulate
 
 def name_some(names: Iterable[object], limit: int = 5) -> str:
     """The first names of a list, and how many there are beside them."""
-    names = list(map(str, names))
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more
+    texts = list(map(str, names))
+    more = f" and {len(texts) - limit} more" if len(texts) > limit else ""
+    return ", ".join(texts[:limit]) + more
 
 
 def table(rows: Iterable[Sequence[object]], headers: Sequence[str], left: int = 0) -> str:

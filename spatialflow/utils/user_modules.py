@@ -56,6 +56,8 @@ def _import_file(path: Path) -> None:
             f"--import {path}: another module {name} is imported ({found}). Rename the file."
         )
     spec = spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise UserError(f"--import {path}: not a Python file.")
     module = module_from_spec(spec)
     sys.modules[name] = module  # as import does, for dataclasses and pickle
     try:

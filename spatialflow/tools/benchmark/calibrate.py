@@ -54,10 +54,12 @@ def calibrate(model: PanopticModel, image: dict) -> dict[str, float]:
 
 
 def _set_layer(model: PanopticModel, logits: ClassLogits, image: dict, threshold: float) -> None:
-    layer, images = logits.layer, model.preprocess_image([image])
+    weight, bias = logits.layer.weight, logits.layer.bias
+    assert isinstance(weight, Tensor) and isinstance(bias, Tensor)
+    images = model.preprocess_image([image])
     sizes = images.image_sizes
-    nn.init.zeros_(layer.bias)
-    with replayed(model, layer) as replay:
+    nn.init.zeros_(bias)
+    with replayed(model, logits.layer) as replay:
 
         def detections(scale: float, shift: float) -> Instances:
             replay.change = lambda x: x * scale + shift * _things(x, logits)
@@ -68,8 +70,8 @@ def _set_layer(model: PanopticModel, logits: ClassLogits, image: dict, threshold
         detections(1.0, 0.0)  # records
         spread = torch.cat([x.flatten() for x in replay.recorded]).std().item()
         scale, shift = _search(detections, threshold, spread)
-    layer.weight.mul_(scale)
-    layer.bias.add_(shift * _things(layer.bias, logits))
+    weight.mul_(scale)
+    bias.add_(shift * _things(bias, logits))
 
 
 def _things(x: Tensor, logits: ClassLogits) -> Tensor:

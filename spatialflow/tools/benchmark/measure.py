@@ -12,9 +12,10 @@ from detectron2.modeling.meta_arch.panoptic_fpn import combine_semantic_and_inst
 from detectron2.utils.events import EventStorage
 from torch import nn
 
+from spatialflow.config import load_config
 from spatialflow.inference import with_views
 from spatialflow.inference.optimized import optimize
-from spatialflow.model_zoo import get_config
+from spatialflow.model_zoo import get_config_file
 from spatialflow.modeling.panoptic import HeuristicMerge
 
 from .calibrate import calibrate
@@ -124,7 +125,7 @@ def by_view(
     A row has the time of one plain view, and of a view where it runs together with its mirror
     image. The scales are for 800 pixels; for other heights they are as much smaller or larger.
     """
-    cfg = get_config(MULTI_SCALE_CONFIG)
+    cfg = load_config(get_config_file(MULTI_SCALE_CONFIG))
     cfg.MODEL.DEVICE = device
     image = make_image(VIEWED_HEIGHT * height // 800)
     rows = []

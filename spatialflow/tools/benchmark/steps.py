@@ -30,7 +30,8 @@ def steps_of(model: PanopticModel, image: dict) -> dict[str, Step]:
     parts, dense = _dense_parts(model, images.tensor)
     steps: dict[str, Step] = {"preprocess": partial(model.preprocess_image, [image])}
     steps |= parts
-    instances = scores = None
+    instances: Any = None
+    scores: Any = None
     if model.predicts_boxes:
         steps["candidates"] = partial(model.find_candidates, dense, sizes, sizes)
         (candidates,) = steps["candidates"]()

@@ -44,7 +44,7 @@ def build(config: str, device: str) -> BenchmarkModel:
         device: device of the model.
     """
     classes = {"RETINANET": THINGS, "ROI_HEADS": THINGS, "SEM_SEG_HEAD": STUFF_LABELS}
-    opts = [x for part, n in classes.items() for x in (f"MODEL.{part}.NUM_CLASSES", n)]
+    opts = [x for part, n in classes.items() for x in (f"MODEL.{part}.NUM_CLASSES", str(n))]
     cfg = load_config(
         config if Path(config).is_file() else get_config_file(config),
         [*opts, "MODEL.DEVICE", device, "MODEL.WEIGHTS", ""],

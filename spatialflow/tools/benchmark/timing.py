@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch.profiler import ProfilerActivity, profile
+
+Key = TypeVar("Key", bound=Hashable)
 
 
 def seconds(function: Callable[[], Any], device: str) -> float:
@@ -39,10 +41,10 @@ class Summary:
 
 
 def alternate(
-    functions: Mapping[str, Callable[[], Any]], device: str, runs: int, warm_up: int
-) -> dict[str, list[float]]:
+    functions: Mapping[Key, Callable[[], Any]], device: str, runs: int, warm_up: int
+) -> dict[Key, list[float]]:
     """Times of each function, called one after the other ``warm_up`` + ``runs`` times."""
-    times: dict[str, list[float]] = {name: [] for name in functions}
+    times: dict[Key, list[float]] = {name: [] for name in functions}
     for _ in range(warm_up + runs):
         for name, function in functions.items():
             times[name].append(seconds(function, device))

@@ -66,7 +66,9 @@ def _outcomes(pairs: list[Pair], files: PanopticFiles, workers: int) -> Iterator
 def _add_outcomes(
     report: Report, outcomes: Iterable[Outcome], categories: dict[int, Category]
 ) -> None:
-    counts = {i: ClassCount(i, c.name, c.isthing) for i, c in sorted(categories.items())}
+    counts: dict[int | None, ClassCount] = {
+        i: ClassCount(i, c.name, c.isthing) for i, c in sorted(categories.items())
+    }
     for outcome in outcomes:
         report.problems += outcome.problems
         report.void += outcome.void

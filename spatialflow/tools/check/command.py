@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from io import TextIOWrapper
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
@@ -32,7 +33,8 @@ def run(args: argparse.Namespace) -> int:
         UsageError: it cannot be checked, or the report cannot be written.
     """
     # File names may hold what the terminal cannot show.
-    sys.stdout.reconfigure(errors="backslashreplace")
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         files = _files(args)
         if args.json_out:
@@ -89,7 +91,11 @@ def _files(args: argparse.Namespace) -> PanopticFiles:
 
 def _separated_problems(name: str | None) -> list[Problem]:
     """Whether the other annotations that Detectron2's ``*_separated`` names need can be loaded."""
-    if name not in DatasetCatalog or not MetadataCatalog.get(name).get("sem_seg_root"):
+    if (
+        name is None
+        or name not in DatasetCatalog
+        or not MetadataCatalog.get(name).get("sem_seg_root")
+    ):
         return []
     try:
         load_dataset_dicts(name)

@@ -48,7 +48,8 @@ def check_categories(
         entries: ``categories`` of the JSON.
         registered: the categories that the dataset was registered with, which then count.
     """
-    problems, parsed = [], {}
+    problems: list[Problem] = []
+    parsed: dict[int, Category] = {}
     for i, entry in enumerate(entries):
         try:
             category = parse_category(entry)
@@ -90,7 +91,8 @@ def check_entries(
     annotated: set[int | str] = set()
     alone: list[Pair] = []
     for place, entry in _objects(content["annotations"], "annotations", problems):
-        image_id, png = entry.get("image_id"), _name(entry.get("file_name"))
+        image_id: Any = entry.get("image_id")
+        png = _name(entry.get("file_name"))
         where = png or place
         problems += _bad_fields(entry, where, {"file_name": _name})
         fault = _pairing_fault(image_id, pairs, annotated)
@@ -127,7 +129,12 @@ def _check_images(
 ) -> tuple[dict[int | str, Pair], list[Problem]]:
     pairs: dict[int | str, Pair] = {}
     problems: list[Problem] = []
-    fields = {"id": _is_id, "file_name": _name, "width": _is_length, "height": _is_length}
+    fields: dict[str, Callable[[Any], Any]] = {
+        "id": _is_id,
+        "file_name": _name,
+        "width": _is_length,
+        "height": _is_length,
+    }
     for place, entry in _objects(entries, "images", problems):
         where = _name(entry.get("file_name")) or place
         problems += _bad_fields(entry, where, fields)
@@ -167,14 +174,16 @@ def _check_segments(
     segments: dict[int, Segment] = {}
     problems: list[Problem] = []
     for place, entry in _objects(entries, f"{where}, segments_info", problems):
-        id_ = entry.get("id")
+        id_: Any = entry.get("id")
         if not is_segment_id(id_):
             problems.append(Problem("bad_segment_id", place, f"id is {shown(id_)}"))
         elif id_ in segments:
             problems.append(Problem("duplicate_segment_id", where, segment=id_))
         else:
             segments[id_] = _segment(entry)
-            faults = _faults(entry, categories.get(segments[id_].category_id))
+            category_id = segments[id_].category_id
+            category = None if category_id is None else categories.get(category_id)
+            faults = _faults(entry, category)
             problems += [Problem(kind, where, message, id_) for kind, message in faults]
     stuff = Counter(
         s.category_id

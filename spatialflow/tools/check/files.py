@@ -23,8 +23,8 @@ class Outcome:
     """
 
     problems: list[Problem] = field(default_factory=list)
-    segments: Counter[int] = field(default_factory=Counter)
-    pixels: Counter[int] = field(default_factory=Counter)
+    segments: Counter[int | None] = field(default_factory=Counter)
+    pixels: Counter[int | None] = field(default_factory=Counter)
     void: int = 0
     total: int = 0
 
@@ -78,18 +78,19 @@ def _check_ids(ids: np.ndarray, pair: Pair, outcome: Outcome) -> None:
     measured = {i: (area, box) for i, area, box in zip(found, areas, boxes, strict=True)}
     outcome.total = ids.size
     outcome.void = measured.pop(0, (0, None))[0]
+    png = str(pair.png)
     if not measured:
-        outcome.problems.append(Problem("wholly_void", pair.png))
+        outcome.problems.append(Problem("wholly_void", png))
     for id_ in sorted(measured.keys() - pair.segments.keys()):
         message = f"{measured[id_][0]} pixels"
-        outcome.problems.append(Problem("id_only_in_png", pair.png, message, id_))
+        outcome.problems.append(Problem("id_only_in_png", png, message, id_))
     for id_, segment in pair.segments.items():
         area, box = measured.get(id_, (0, None))
         if area:
             outcome.segments[segment.category_id] += 1
             outcome.pixels[segment.category_id] += area
         outcome.problems += [
-            Problem(kind, pair.png, message, id_) for kind, message in _faults(segment, area, box)
+            Problem(kind, png, message, id_) for kind, message in _faults(segment, area, box)
         ]
 
 

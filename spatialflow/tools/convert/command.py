@@ -6,6 +6,7 @@ import argparse
 import os
 from collections.abc import Sequence
 from dataclasses import fields
+from typing import Any
 
 from spatialflow.data.register import datasets_root
 from spatialflow.utils.command_parser import CommandParser
@@ -172,9 +173,10 @@ def _add_pairs(converters: argparse._SubParsersAction) -> None:
 
 
 def _convert_pairs(args: argparse.Namespace) -> None:
-    tuples = {"void": tuple(args.void), "things": tuple(args.things) if args.things else None}
-    others = {f.name: getattr(args, f.name) for f in fields(Pairs) if f.name not in tuples}
-    pairs = Pairs(**others, **tuples)
+    values: dict[str, Any] = {f.name: getattr(args, f.name) for f in fields(Pairs)}
+    values["void"] = tuple(args.void)
+    values["things"] = tuple(args.things) if args.things else None
+    pairs = Pairs(**values)
     _print_register([convert_pairs(pairs, args.output, args.workers)])
 
 

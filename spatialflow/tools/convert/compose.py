@@ -52,7 +52,8 @@ def compose(
     first_object = max(int(labels.max()), 0) + 1
     code = np.where(object_map > 0, object_map + (first_object - 1), labels)
     codes = measure_segments(code)[0].tolist()
-    segments, id_of = [], []
+    segments: list[dict] = []
+    id_of: list[int] = []
     for c in codes:
         if c == NO_LABEL:
             id_of.append(0)

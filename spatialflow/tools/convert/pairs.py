@@ -216,7 +216,7 @@ def _objects_of_png(
     path: str, labels: np.ndarray, categories: Categories
 ) -> tuple[np.ndarray, dict[int, Object]]:
     """The instances of a PNG; the class of each is that of most of its pixels."""
-    object_map = read_numbers(path, labels.shape)
+    object_map = read_numbers(path, (labels.shape[0], labels.shape[1]))
     objects = {}
     for number, label in majority_labels(labels, object_map).items():
         what = categories.segment_classes.get(label)

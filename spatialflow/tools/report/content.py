@@ -39,7 +39,8 @@ def build_content(saved: SavedEvaluation, pictures: int, workers: int = 1) -> di
     """
     categories = [{"id": c.id, "isthing": int(c.isthing), "name": c.name} for c in saved.categories]
     outcomes = match_images(saved.images, workers)
-    total, qualities, confusions = PanopticCounts(categories), [], Counter()
+    total, qualities = PanopticCounts(categories), []
+    confusions: Confusions = Counter()
     for outcome in outcomes:
         counts = PanopticCounts(categories)
         qualities.append(image_quality(outcome, counts))
@@ -92,14 +93,16 @@ def _classes(saved: SavedEvaluation, per_class: dict[int, dict]) -> list[dict]:
 
 def _confusions(saved: SavedEvaluation, confusions: Confusions) -> list[list[int]]:
     """[ground-truth class, predicted class, count]; -1 is nothing."""
-    number = {NOTHING: -1, **_class_numbers(saved)}
+    number: dict[int | None, int] = {NOTHING: -1}
+    for class_id, position in _class_numbers(saved).items():
+        number[class_id] = position
     rows = ([number[gt], number[pred], n] for (gt, pred), n in confusions.items())
     return sorted(rows)
 
 
 def _outcome_counts(saved: SavedEvaluation, confusions: Confusions) -> dict[str, dict[str, int]]:
     """How many segments of things and stuff were matched, confused, missed and false positives."""
-    isthing = {c.id: c.isthing for c in saved.categories}
+    isthing: dict[int | None, bool] = {c.id: c.isthing for c in saved.categories}
     kinds = ("match", "confused", "missed", "false_positive")
     counts = {group: dict.fromkeys(kinds, 0) for group in ("Things", "Stuff")}
     for (gt, pred), n in confusions.items():

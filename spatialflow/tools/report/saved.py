@@ -148,6 +148,7 @@ def _images(dataset: SavedDataset, predictions_json: str, pairs: Pairs) -> list[
     image_file = find_panoptic_files(dataset.name).image_file if known else itemgetter("file_name")
     images = []
     for pair in predicted:
+        assert pair.predicted is not None and pair.png is not None
         image_id = pair.truth["image_id"]
         images.append(
             SavedImage(

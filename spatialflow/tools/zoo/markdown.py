@@ -75,8 +75,8 @@ def describe_backbone(cfg: CfgNode) -> str:
 
 def describe_training(cfg: CfgNode) -> str:
     """Iterations, batch size and shorter sides: 295,720 x 8, 800 px."""
-    sides = (str(side) for side in cfg.INPUT.MIN_SIZE_TRAIN)
-    sides = (" to " if cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING == "range" else ", ").join(sides)
+    separator = " to " if cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING == "range" else ", "
+    sides = separator.join(str(side) for side in cfg.INPUT.MIN_SIZE_TRAIN)
     crop = " x ".join(map(str, cfg.INPUT.CROP.SIZE))
     crop = f", crops of {crop}" if cfg.INPUT.CROP.ENABLED else ""
     return f"{cfg.SOLVER.MAX_ITER:,} x {cfg.SOLVER.IMS_PER_BATCH}, {sides} px{crop}"
