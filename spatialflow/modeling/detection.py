@@ -29,6 +29,7 @@ from torch.utils.checkpoint import checkpoint
 from .boxes import covered_share, select_detections
 from .layers import conv3x3
 from .loss_normalizer import mean_over_processes
+from .tracing import indices_of_largest
 
 IGNORED = -1
 """Label of an anchor that takes no part in the classification loss."""
@@ -338,8 +339,8 @@ class Detector(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Boxes (n, 4) and scores (n, K) of the anchors with the highest class score."""
         anchor_boxes = anchors.tensor
-        if len(logits) > self.topk_candidates:
-            top = logits.amax(dim=1).topk(self.topk_candidates).indices
+        if torch.jit.is_tracing() or len(logits) > self.topk_candidates:
+            top = indices_of_largest(logits.amax(dim=1), self.topk_candidates)
             logits, deltas, anchor_boxes = logits[top], deltas[top], anchor_boxes[top]
         return self.decode(deltas, anchor_boxes), logits.float().sigmoid()
 

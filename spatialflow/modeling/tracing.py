@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 
 import torch
+from torch import Tensor
 
 NOT_TRACED = (
     "panoptic_seg is left out of the trace: how a merge runs depends on what is in the image, and "
@@ -20,3 +21,15 @@ def is_traced_without_map() -> bool:
         warnings.warn(NOT_TRACED, torch.jit.TracerWarning, stacklevel=3)
         return True
     return False
+
+
+def indices_of_largest(values: Tensor, count: int) -> Tensor:
+    """The indices of the largest values (n,), largest first.
+
+    Args:
+        values: (n,); a trace takes any n, otherwise n is ``count`` at least.
+        count: how many.
+    """
+    if torch.jit.is_tracing():
+        return values.argsort(descending=True)[:count]
+    return values.topk(count).indices
