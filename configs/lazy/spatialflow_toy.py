@@ -118,7 +118,7 @@ model = L(SpatialFlow)(
 )
 
 resize = L(T.ResizeShortestEdge)(short_edge_length=128, max_size=160)
-ground_truth = L(PanopticGroundTruth)(dataset_name=TEST)
+ground_truth = L(PanopticGroundTruth)(dataset_name="${dataloader.test.dataset.name}")
 
 dataloader = {
     "train": L(build_detection_train_loader)(
