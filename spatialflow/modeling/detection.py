@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -22,19 +21,14 @@ from detectron2.modeling.box_regression import Box2BoxTransform, _dense_box_regr
 from detectron2.modeling.matcher import Matcher
 from detectron2.modeling.meta_arch.dense_detector import permute_to_N_HWA_K
 from detectron2.structures import Boxes, Instances, pairwise_iou
-from fvcore.nn import sigmoid_focal_loss
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from .boxes import covered_share, select_detections
+from .focal_loss import IGNORED, focal_loss_in_parts
 from .layers import conv3x3
 from .loss_normalizer import mean_over_processes
 from .tracing import indices_of_largest
 
-IGNORED = -1
-"""Label of an anchor that takes no part in the classification loss."""
-ANCHORS_AT_A_TIME = 2**16
-"""In the focal loss, whose tensors of all anchors and classes would be the peak of training."""
 CROWD_COVER = 0.5
 """An unmatched anchor with more than this share of its area on crowd pixels is ignored, as PQ
 ignores a segment like that."""
@@ -179,26 +173,8 @@ class Detector(nn.Module):
             logits: (N, R, K).
             labels: (N, R), see :class:`AnchorTargets`.
         """
-        parts = zip(
-            logits.flatten(0, 1).split(ANCHORS_AT_A_TIME),
-            labels.flatten().split(ANCHORS_AT_A_TIME),
-            strict=True,
-        )
-        # Nothing but the logits is kept for the gradients.
-        run = partial(checkpoint, self._focal_loss, use_reentrant=False, preserve_rng_state=False)
-        return torch.stack([run(*part) for part in parts]).sum()
-
-    def _focal_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Of logits (R, K) and labels (R,)."""
-        counted = labels != IGNORED
-        # The last column, background, has no logit.
-        one_hot = nn.functional.one_hot(labels[counted], self.num_classes + 1)[:, :-1]
-        return sigmoid_focal_loss(
-            logits[counted],
-            one_hot.to(logits.dtype),
-            alpha=self.focal_loss_alpha,
-            gamma=self.focal_loss_gamma,
-            reduction="sum",
+        return focal_loss_in_parts(
+            logits.flatten(0, 1), labels.flatten(), self.focal_loss_alpha, self.focal_loss_gamma
         )
 
     @torch.no_grad()

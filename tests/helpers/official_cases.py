@@ -27,7 +27,8 @@ from spatialflow import Predictor
 from spatialflow.checkpoint.official import convert_state_dict
 from spatialflow.data.categories import VOID_LABEL
 from spatialflow.model_zoo import get_config
-from spatialflow.modeling.detection import IGNORED, AnchorTargets, DensePredictions, Detector
+from spatialflow.modeling.detection import AnchorTargets, DensePredictions, Detector
+from spatialflow.modeling.focal_loss import IGNORED
 from spatialflow.modeling.mask_head import ThingHead
 from spatialflow.modeling.stuff_head import StuffHead
 from spatialflow.modeling.subnets import SubnetFeatures, Subnetworks

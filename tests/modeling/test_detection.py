@@ -11,7 +11,8 @@ from detectron2.structures import Boxes, Instances
 from fvcore.nn import sigmoid_focal_loss
 
 from spatialflow.modeling.boxes import covered_share
-from spatialflow.modeling.detection import IGNORED, AnchorTargets, DensePredictions
+from spatialflow.modeling.detection import AnchorTargets, DensePredictions
+from spatialflow.modeling.focal_loss import IGNORED
 
 K = THINGS
 
@@ -146,7 +147,7 @@ def test_focal_loss_without_focus_is_half_the_cross_entropy():
 
 @pytest.mark.parametrize("at_a_time", [1, 3, 1000])
 def test_focal_loss_in_parts_is_that_of_the_whole(at_a_time, monkeypatch):
-    monkeypatch.setattr("spatialflow.modeling.detection.ANCHORS_AT_A_TIME", at_a_time)
+    monkeypatch.setattr("spatialflow.modeling.focal_loss.ANCHORS_AT_A_TIME", at_a_time)
     logits = torch.randn(2, 5, K, requires_grad=True)
     labels = torch.tensor([[IGNORED, 0, K, 1, K], [K, IGNORED, K, 2, 0]])
     loss = square_detector(8).classification_loss(logits, labels)
