@@ -13,7 +13,6 @@ from detectron2.evaluation import DatasetEvaluators
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import FPN
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
-from detectron2.modeling.backbone.fpn import LastLevelP6P7
 from detectron2.modeling.backbone.resnet import BasicStem, ResNet
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.matcher import Matcher
@@ -30,6 +29,7 @@ from spatialflow.evaluation import (
     PanopticSemSegEvaluator,
 )
 from spatialflow.modeling import SpatialFlow
+from spatialflow.modeling.backbone import P6P7
 from spatialflow.modeling.detection import Detector
 from spatialflow.modeling.mask_head import ThingHead, build_mask_head
 from spatialflow.modeling.panoptic import HeuristicMerge
@@ -50,7 +50,7 @@ backbone = L(FPN)(
     in_features="${.bottom_up.out_features}",
     out_channels=CHANNELS,
     norm="GN",
-    top_block=L(LastLevelP6P7)(in_channels=512, out_channels=CHANNELS),
+    top_block=L(P6P7)(in_channels=512, out_channels=CHANNELS, norm="GN"),
 )
 
 detector = L(Detector)(

@@ -2,37 +2,94 @@
 
 from __future__ import annotations
 
+import torch.nn.functional as F
 from detectron2.config import CfgNode
-from detectron2.layers import ShapeSpec
-from detectron2.modeling import BACKBONE_REGISTRY
+from detectron2.layers import Conv2d, ShapeSpec, get_norm
+from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from detectron2.modeling.backbone.fpn import FPN, LastLevelP6P7
 from detectron2.modeling.backbone.resnet import ResNet, build_resnet_backbone
+from fvcore.nn import weight_init
 from torch import Tensor
 
 from .deform_conv import DeformBottleneckBlock
 from .norms import norm_for_processes
 
 
-class LastLevelP6P7NoRelu(LastLevelP6P7):
-    """P6 and P7 as in the authors' code: P7 from P6 without a ReLU between."""
+class P6P7(LastLevelP6P7):
+    """P6 and P7 from the last feature of the backbone, normalised like the levels below them.
+
+    Without a norm beside normalised levels, their scale is many times that of P3 to P5 and grows in
+    training, and the sub-networks and flows that all levels share suffer.
+
+    Args:
+        in_channels: channels of the last feature.
+        out_channels: channels of a level.
+        norm: of each level, as ``FPN.NORM``; "" is none, as in the paper. For "GN" stands "LN", over
+            the channels of each cell: of a small image P7 is a single cell, which leaves GroupNorm
+            too few values.
+        relu: a ReLU on P6 before the convolution that makes P7; the authors' code has none.
+        in_feature: name of the last feature.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        norm: str = "",
+        relu: bool = True,
+        in_feature: str = "res5",
+    ):
+        super().__init__(in_channels, out_channels, in_feature)
+        self.relu = relu
+        norm = "LN" if norm == "GN" else norm
+        if norm:
+            self.p6 = _normalised(in_channels, out_channels, norm)
+            self.p7 = _normalised(out_channels, out_channels, norm)
 
     def forward(self, c5: Tensor) -> list[Tensor]:
         """P6 and P7, (N, C, H, W) each, from C5."""
         p6 = self.p6(c5)
-        return [p6, self.p7(p6)]
+        return [p6, self.p7(F.relu(p6) if self.relu else p6)]
+
+
+def _normalised(in_channels: int, out_channels: int, norm: str) -> Conv2d:
+    """A level's convolution with a norm in place of the bias."""
+    layer = Conv2d(
+        in_channels,
+        out_channels,
+        kernel_size=3,
+        stride=2,
+        padding=1,
+        bias=False,
+        norm=get_norm(norm, out_channels),
+    )
+    weight_init.c2_xavier_fill(layer)
+    return layer
 
 
 @BACKBONE_REGISTRY.register()
 def build_spatialflow_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
     """Build P3 to P7 on a ResNet from a config."""
     bottom_up = build_resnet(cfg, input_shape)
-    last_level = LastLevelP6P7 if cfg.MODEL.SPATIALFLOW.P7_RELU else LastLevelP6P7NoRelu
+    return build_pyramid(cfg, bottom_up)
+
+
+def build_pyramid(cfg: CfgNode, bottom_up: Backbone) -> FPN:
+    """The FPN of ``MODEL.FPN``, with P6 and P7 from the last feature (Sec. III-A)."""
+    channels, last = cfg.MODEL.FPN.OUT_CHANNELS, cfg.MODEL.FPN.IN_FEATURES[-1]
+    norm = norm_for_processes(cfg.MODEL.FPN.NORM, cfg.MODEL.DEVICE)
     return FPN(
         bottom_up=bottom_up,
         in_features=cfg.MODEL.FPN.IN_FEATURES,
-        out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
-        norm=norm_for_processes(cfg.MODEL.FPN.NORM, cfg.MODEL.DEVICE),
-        top_block=last_level(bottom_up.output_shape()["res5"].channels, cfg.MODEL.FPN.OUT_CHANNELS),
+        out_channels=channels,
+        norm=norm,
+        top_block=P6P7(
+            bottom_up.output_shape()[last].channels,
+            channels,
+            norm,
+            cfg.MODEL.SPATIALFLOW.P7_RELU,
+            last,
+        ),
         fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
     )
 

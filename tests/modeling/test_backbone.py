@@ -49,3 +49,18 @@ def test_weights_do_not_depend_on_the_relu(cfg):
     names = set(build_backbone(cfg).state_dict())
     cfg.MODEL.SPATIALFLOW.P7_RELU = False
     assert set(build_backbone(cfg).state_dict()) == names
+
+
+def test_p6_and_p7_have_the_norm_of_the_other_levels(cfg):
+    plain = set(build_backbone(cfg).state_dict())
+    cfg.MODEL.FPN.OUT_CHANNELS, cfg.MODEL.FPN.NORM = 32, "GN"
+    backbone = build_backbone(cfg)
+    assert {"top_block.p6.bias", "top_block.p7.bias"} <= plain
+    assert "top_block.p6.norm.weight" in backbone.state_dict()
+    torch.manual_seed(0)
+    features = backbone(20 * torch.randn(1, 3, 256, 320))
+    for name, feature in features.items():
+        assert 0.9 < feature.square().mean().sqrt() < 1.1, name
+    single_cell = backbone(torch.randn(1, 3, 64, 64))["p7"]
+    assert single_cell.shape[-2:] == (1, 1)
+    assert single_cell.isfinite().all()
