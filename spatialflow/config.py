@@ -22,8 +22,6 @@ from yaml import YAMLError
 
 CLASS_COUNT_UNSET = 0
 """Value of a class count that is to be taken from the dataset."""
-SPATIALFLOW_CLASS_COUNTS = ("MODEL.RETINANET.NUM_CLASSES", "MODEL.SEM_SEG_HEAD.NUM_CLASSES")
-"""The class counts that SpatialFlow reads: things, and stuff with 'other'."""
 
 
 def add_spatialflow_config(cfg: CN) -> None:
@@ -162,16 +160,27 @@ def load_config(config_file: str, opts: Sequence[str] = ()) -> CN:
 def class_count_is_unset(cfg: CN, key: str) -> bool:
     """Whether a class count is to be taken from the dataset.
 
-    In SpatialFlow's configs it is 0 then. Detectron2's models have no such value: what they have if
-    a config says nothing, Detectron2's default, stands for it.
+    It is 0 then. Of the counts that the meta-architecture does not name in its ``class_counts``,
+    those of Detectron2's models, Detectron2's default stands for it as well: it is what they have
+    if a config says nothing.
 
     Args:
         cfg: a config.
         key: ``MODEL.<part>.NUM_CLASSES``.
     """
-    if cfg.MODEL.META_ARCHITECTURE == "SpatialFlow" and key in SPATIALFLOW_CLASS_COUNTS:
+    if key in _class_counts(cfg):
         return read_key(cfg, key) == CLASS_COUNT_UNSET
     return read_key(cfg, key) in (CLASS_COUNT_UNSET, read_key(get_cfg(), key))
+
+
+def _class_counts(cfg: CN) -> tuple[str, ...]:
+    """The keys of the class counts that the meta-architecture of a config says it needs."""
+    from detectron2.modeling import META_ARCH_REGISTRY  # here, as reading a config needs no model
+
+    name = cfg.MODEL.META_ARCHITECTURE
+    if name not in META_ARCH_REGISTRY:
+        return ()
+    return getattr(META_ARCH_REGISTRY.get(name), "class_counts", ())
 
 
 def read_key(cfg: CN, key: str) -> Any:

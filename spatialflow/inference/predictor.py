@@ -17,12 +17,13 @@ from detectron2.structures import Instances
 from detectron2.utils.visualizer import Visualizer
 
 from spatialflow.config import (
-    SPATIALFLOW_CLASS_COUNTS,
     check_device,
     class_count_is_unset,
     load_config,
+    read_key,
 )
 from spatialflow.data import Categories, PanopticMapper, dataset_categories, prepare_datasets
+from spatialflow.modeling.adapters import configured_class
 
 from . import load_model
 
@@ -225,28 +226,26 @@ def as_bgr(image: np.ndarray) -> np.ndarray:
 def _find_categories(cfg: CfgNode) -> Categories:
     """Classes of the config's dataset, numbered ones where it is missing; sets class counts."""
     names = [*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN]
+    keys = configured_class(cfg).class_counts
+    known = bool(keys) and not any(class_count_is_unset(cfg, key) for key in keys)
     try:
         prepare_datasets(cfg, check_files=False)
         if names:
             return dataset_categories(names[0])
     except FileNotFoundError:
-        if not _class_counts_known(cfg):
+        if not known:
             raise
-    if not _class_counts_known(cfg):
+    if not known:
+        or_counts = f", or set {' and '.join(keys)}" if keys else ""
         raise ValueError(
-            "Name the dataset in DATASETS.TEST, or set MODEL.RETINANET.NUM_CLASSES and "
-            "MODEL.SEM_SEG_HEAD.NUM_CLASSES: the model's classes are not known."
+            f"Name the dataset in DATASETS.TEST{or_counts}: the model's classes are not known."
         )
     logging.getLogger(__name__).warning(
         "Dataset (%s) not found: classes are shown by their numbers.",
         ", ".join(names) or "none named",
     )
-    things, labels = cfg.MODEL.RETINANET.NUM_CLASSES, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
+    things, labels = [*(read_key(cfg, key) for key in keys), 0][:2]
     return Categories.from_json(
         [{"id": i, "name": f"thing {i}", "isthing": 1} for i in range(things)]
         + [{"id": things + i, "name": f"stuff {i}", "isthing": 0} for i in range(1, labels)]
     )
-
-
-def _class_counts_known(cfg: CfgNode) -> bool:
-    return not any(class_count_is_unset(cfg, key) for key in SPATIALFLOW_CLASS_COUNTS)

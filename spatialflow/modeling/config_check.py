@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from detectron2.config import CfgNode
 
-from spatialflow.config import CLASS_COUNT_UNSET, SPATIALFLOW_CLASS_COUNTS, read_key
+from spatialflow.config import CLASS_COUNT_UNSET, read_key
 
 
 class UnreadKey(NamedTuple):
@@ -42,13 +42,17 @@ UNREAD_KEYS = (
 some of them for all models at once."""
 
 
-def check_config(cfg: CfgNode) -> None:
+def check_config(cfg: CfgNode, class_counts: Sequence[str]) -> None:
     """Refuse a config that SpatialFlow cannot be built from, or would be built from otherwise.
+
+    Args:
+        cfg: the config.
+        class_counts: keys of the number of things and of stuff labels.
 
     Raises:
         ValueError: a class count is not set, or a key that is not read has been changed.
     """
-    _check_class_counts(cfg)
+    _check_class_counts(cfg, class_counts)
     for key, allowed, instead in UNREAD_KEYS:
         value = read_key(cfg, key)
         if value not in allowed:
@@ -58,8 +62,8 @@ def check_config(cfg: CfgNode) -> None:
             )
 
 
-def _check_class_counts(cfg: CfgNode) -> None:
-    things, stuff = SPATIALFLOW_CLASS_COUNTS
+def _check_class_counts(cfg: CfgNode, class_counts: Sequence[str]) -> None:
+    things, stuff = class_counts
     for key in (things, stuff) if cfg.MODEL.SPATIALFLOW.STUFF_ON else (things,):
         if read_key(cfg, key) == CLASS_COUNT_UNSET:
             raise ValueError(

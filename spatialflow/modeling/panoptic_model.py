@@ -80,6 +80,8 @@ class PanopticModel(nn.Module):
         merge: makes the panoptic map of instances and stuff scores; None leaves the map out.
         size_divisibility: :meth:`preprocess_image` pads sides to multiples of it.
         class_layers: prefixes of the names of the parameters that depend on the classes.
+        class_counts: config keys of the number of things and, with stuff, of its labels; 0 there
+            says that it is to be taken from the dataset.
     """
 
     predicts_boxes: bool = True
@@ -89,6 +91,7 @@ class PanopticModel(nn.Module):
     merge: Merge | None = None
     size_divisibility: int = 1
     class_layers: ClassVar[tuple[str, ...]] = ()
+    class_counts: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
     def build_merge(cls, cfg: CfgNode) -> Merge | None:

@@ -46,6 +46,7 @@ class RCNNModel(PanopticModel):
         "roi_heads.box_predictor.",
         "roi_heads.mask_head.predictor.",
     )
+    class_counts: ClassVar[tuple[str, ...]] = ("MODEL.ROI_HEADS.NUM_CLASSES",)
 
     def __init__(self, model: GeneralizedRCNN, cfg: CfgNode):
         super().__init__()
@@ -127,6 +128,10 @@ class PanopticFPNModel(RCNNModel):
 
     predicts_stuff = True
     class_layers: ClassVar[tuple[str, ...]] = (*RCNNModel.class_layers, "sem_seg_head.predictor.")
+    class_counts: ClassVar[tuple[str, ...]] = (
+        *RCNNModel.class_counts,
+        "MODEL.SEM_SEG_HEAD.NUM_CLASSES",
+    )
 
     def __init__(self, model: PanopticFPN, cfg: CfgNode):
         super().__init__(model, cfg)

@@ -59,6 +59,7 @@ class SpatialFlow(PanopticModel):
         "thing_head.mask_head.predictor.",
         "stuff_head.predictor.",
     )
+    class_counts = ("MODEL.RETINANET.NUM_CLASSES", "MODEL.SEM_SEG_HEAD.NUM_CLASSES")
 
     pixel_mean: Tensor
     pixel_std: Tensor
@@ -100,7 +101,7 @@ class SpatialFlow(PanopticModel):
         Raises:
             ValueError: see :func:`check_config`.
         """
-        check_config(cfg)
+        check_config(cfg, cls.class_counts)
         backbone = build_backbone(cfg)
         shapes = {name: backbone.output_shape()[name] for name in PYRAMID}
         segmentation_shapes = {name: shapes[name] for name in PYRAMID[:SEGMENTATION_LEVELS]}

@@ -8,9 +8,11 @@ import pytest
 from builders import STUFF_LABELS, THINGS
 from detectron2.modeling import build_model
 
-import spatialflow.modeling  # noqa: F401  registers the model
 from spatialflow.config import config_dir, load_config
+from spatialflow.modeling import SpatialFlow
 from spatialflow.modeling.config_check import check_config
+
+COUNTS = SpatialFlow.class_counts
 
 BASE = str(config_dir() / "Base-Small.yaml")
 COUNTS = {"MODEL.RETINANET.NUM_CLASSES": THINGS, "MODEL.SEM_SEG_HEAD.NUM_CLASSES": STUFF_LABELS}
@@ -49,5 +51,5 @@ def test_keys_that_are_not_read_are_refused(key, value, named):
 
 
 def test_values_in_use_are_not_refused():
-    check_config(config("MODEL.SEM_SEG_HEAD.IN_FEATURES", ["p3", "p4", "p5"]))
-    check_config(config("MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.7))
+    check_config(config("MODEL.SEM_SEG_HEAD.IN_FEATURES", ["p3", "p4", "p5"]), COUNTS)
+    check_config(config("MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.7), COUNTS)
