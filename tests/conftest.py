@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import sys
 from pathlib import Path
 
 # Sums come out the same whatever the number of cores, and test processes do not fight for them;
@@ -57,3 +58,14 @@ def toy_datasets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("datasets")
     toy.generate(str(root), train=12, val=3)
     return root
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """The current folder; modules of the user that are imported from it are forgotten again."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    before = set(sys.modules)
+    yield tmp_path
+    for name in {n for n in sys.modules if n.startswith("my_")} - before:
+        del sys.modules[name]

@@ -84,7 +84,7 @@ def test_commands_of_the_documents_are_understood():
         for words in commands_in(line for line in lines if "..." not in line):
             parse(words)
             found.add(words[0])
-    assert {"check", "convert", "heatmap", "convert-checkpoint", "toy", "train"} <= found
+    assert {"check", "convert", "heatmap", "convert-checkpoint", "toy"} <= found
 
 
 @pytest.mark.parametrize("script, name", [("train_net.py", "train"), ("demo.py", "demo")])
@@ -147,17 +147,6 @@ def test_missing_package_is_one_message(monkeypatch):
     monkeypatch.setitem(sys.modules, "cv2", None)
     with pytest.raises(SystemExit, match=r"error: spatialflow heatmap needs cv2.*make install"):
         cli.main(["heatmap", "--help"])
-
-
-@pytest.fixture
-def here(tmp_path, monkeypatch):
-    """The current folder; modules of the user that are imported from it are forgotten again."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    before = set(sys.modules)
-    yield tmp_path
-    for name in {n for n in sys.modules if n.startswith("my_")} - before:
-        del sys.modules[name]
 
 
 def write_backbone(path, name):

@@ -24,9 +24,9 @@ class P6P7(LastLevelP6P7):
     Args:
         in_channels: channels of the last feature.
         out_channels: channels of a level.
-        norm: of each level, as ``FPN.NORM``; "" is none, as in the paper. For "GN" stands "LN", over
-            the channels of each cell: of a small image P7 is a single cell, which leaves GroupNorm
-            too few values.
+        norm: of each level, as ``FPN.NORM``; "" is none, as in the paper. For "GN" stands "LN",
+            over the channels of each cell: of a small image P7 is a single cell, which leaves
+            GroupNorm too few values.
         relu: a ReLU on P6 before the convolution that makes P7; the authors' code has none.
         in_feature: name of the last feature.
     """

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import torch
 from detectron2.config import CfgNode, configurable
+from detectron2.layers import ShapeSpec
 from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone
 from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor
@@ -99,11 +100,11 @@ class SpatialFlow(PanopticModel):
         """The parts from the keys of :mod:`spatialflow.config`.
 
         Raises:
-            ValueError: see :func:`check_config`.
+            ValueError: see :func:`check_config`; or the backbone does not give the pyramid.
         """
         check_config(cfg, cls.class_counts)
         backbone = build_backbone(cfg)
-        shapes = {name: backbone.output_shape()[name] for name in PYRAMID}
+        shapes = _pyramid_shapes(backbone, cfg.MODEL.BACKBONE.NAME)
         segmentation_shapes = {name: shapes[name] for name in PYRAMID[:SEGMENTATION_LEVELS]}
         keys = cfg.MODEL.SPATIALFLOW
         return {
@@ -259,3 +260,16 @@ class SpatialFlow(PanopticModel):
             self.stuff_head.ignore_value,
             self.backbone.padding_constraints,
         ).tensor
+
+
+def _pyramid_shapes(backbone: Backbone, name: str) -> dict[str, ShapeSpec]:
+    """Channels and stride of P3 to P7; ValueError if the backbone of this name lacks a level."""
+    shapes = backbone.output_shape()
+    channels = {level: shapes[level].channels for level in PYRAMID if level in shapes}
+    if len(channels) < len(PYRAMID) or len(set(channels.values())) > 1:
+        raise ValueError(
+            f"MODEL.BACKBONE.NAME {name} gives {', '.join(shapes)}, of p3 to p7 with the channels "
+            f"{channels}; SpatialFlow needs p3, p4, p5, p6 and p7, all with as many channels, "
+            "which spatialflow.modeling.backbone.build_pyramid makes."
+        )
+    return {level: shapes[level] for level in PYRAMID}
