@@ -51,6 +51,9 @@ def add_spatialflow_config(cfg: CN) -> None:
     cfg.MODEL.SPATIALFLOW.SUBNET_INIT = "normal"
     # How flows start: "" as SUBNET_INIT says, or "zero", so that training starts without them.
     cfg.MODEL.SPATIALFLOW.FLOW_INIT = ""
+    # A Panoptic FPN of Detectron2's model zoo (path or URL): training starts with its mask head and
+    # stuff head where MODEL.WEIGHTS, such as a RetinaNet of that zoo, has none.
+    cfg.MODEL.SPATIALFLOW.HEADS_WEIGHTS = ""
     # Compute what lies inside the sub-networks again for the gradients instead of keeping it: less
     # memory in training, more time, the same losses.
     cfg.MODEL.SPATIALFLOW.CHECKPOINT_SUBNETS = False

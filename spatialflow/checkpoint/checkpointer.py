@@ -12,9 +12,11 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
 from torch import nn
 
+from spatialflow.modeling import SpatialFlow
 from spatialflow.utils.files import atomic_write
 from spatialflow.utils.text import name_some
 
+from .detectron2_zoo import convert_heads, convert_retinanet
 from .safe import load_tensors
 
 MAX_NAMED = 8
@@ -26,6 +28,7 @@ class SafeCheckpointer(DetectionCheckpointer):
 
     Reads what Detectron2 reads: its own ``.pth``, its model zoo's ``.pkl`` (Detectron2, Caffe2 and
     torchvision-converted, matched by name), ``.pyth`` of pycls, ``detectron2://`` and http URLs.
+    A RetinaNet of that zoo is renamed for SpatialFlow, see :mod:`.detectron2_zoo`.
     Weights whose shapes do not fit the model are an error instead of being skipped. Checkpoints
     appear under their name only when complete.
 
@@ -35,6 +38,8 @@ class SafeCheckpointer(DetectionCheckpointer):
         complete: a key of the model that the weights lack is an error, as it should be for
             evaluation. Otherwise it is logged, so that training can start from a backbone.
         starts_afresh: names the tensors that are not loaded from weights but only on resuming.
+        heads_weights: a Panoptic FPN of Detectron2's model zoo, whose mask head and stuff head a
+            SpatialFlow gets where the weights lack them; "": none. Resuming does not read it.
         save_to_disk, checkpointables: as in ``DetectionCheckpointer``.
     """
 
@@ -45,12 +50,15 @@ class SafeCheckpointer(DetectionCheckpointer):
         *,
         complete: bool = False,
         starts_afresh: Callable[[str], bool] = lambda name: False,
+        heads_weights: str = "",
         **kwargs: Any,
     ) -> None:
         super().__init__(model, save_dir, **kwargs)
         self._complete = complete
         self._starts_afresh = starts_afresh
+        self._heads_weights = heads_weights
         self._source = ""
+        self._holds = "the backbone"
 
     def save(self, name: str, **kwargs: Any) -> None:
         """Write ``<save_dir>/<name>.pth`` and point ``last_checkpoint`` to it.
@@ -82,6 +90,7 @@ class SafeCheckpointer(DetectionCheckpointer):
         """
         if resume and self.has_checkpoint():
             self._complete, self._starts_afresh = True, lambda name: False
+            self._heads_weights = ""
         return super().resume_or_load(path, resume=resume)
 
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
@@ -101,8 +110,12 @@ class SafeCheckpointer(DetectionCheckpointer):
         finally:
             self._parsed_url_during_load = None  # Detectron2 leaves it set after an error
 
-    def _fetch(self, path: str) -> None:
-        """Get the file onto this machine, where Detectron2's PathManager finds it again."""
+    def _fetch(self, path: str) -> str:
+        """Get the file onto this machine, where Detectron2's PathManager finds it again.
+
+        Returns:
+            Its path here.
+        """
         try:
             local = self.path_manager.get_local_path(urlsplit(path)._replace(query="").geturl())
         except OSError as e:
@@ -112,6 +125,7 @@ class SafeCheckpointer(DetectionCheckpointer):
             ) from e
         if not os.path.isfile(local):
             raise FileNotFoundError(f"Weights file {path} not found; check MODEL.WEIGHTS.")
+        return local
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         if filename.endswith(".pkl"):
@@ -125,14 +139,39 @@ class SafeCheckpointer(DetectionCheckpointer):
         return _state_dict_of(load_tensors(f), f)
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
+        if isinstance(self.model, SpatialFlow):
+            self._rename_retinanet(checkpoint)
         if checkpoint.pop("matching_heuristics", False):
             self._convert_ndarray_to_tensor(checkpoint["model"])
             from_caffe2 = checkpoint.get("__author__") == "Caffe2"
             checkpoint["model"] = _align(self.model.state_dict(), checkpoint["model"], from_caffe2)
+        if self._heads_weights:
+            self._add_heads(checkpoint)
         dropped = [k for k in checkpoint["model"] if self._starts_afresh(k.removeprefix("module."))]
         for key in dropped:
             del checkpoint["model"][key]
         return super()._load_model(checkpoint)
+
+    def _rename_retinanet(self, checkpoint: dict[str, Any]) -> None:
+        """Replace the names of a RetinaNet of Detectron2, if it is one."""
+        state = {key.removeprefix("module."): v for key, v in checkpoint["model"].items()}
+        weights = convert_retinanet(state, self.model, self._source)
+        if weights is not None:
+            checkpoint["model"] = weights
+            checkpoint.pop("matching_heuristics", None)
+            self._holds = "a RetinaNet of Detectron2"
+
+    def _add_heads(self, checkpoint: dict[str, Any]) -> None:
+        """Give weights the mask head and the stuff head of a Panoptic FPN where they lack them."""
+        path = self._heads_weights
+        if not isinstance(self.model, SpatialFlow):
+            raise ValueError(
+                f"MODEL.SPATIALFLOW.HEADS_WEIGHTS is {path}, but the model is a "
+                f"{type(self.model).__name__}, no SpatialFlow. Leave the key empty."
+            )
+        state = self._load_file(self._fetch(path))["model"]
+        checkpoint["model"] = {**convert_heads(state, self.model, path), **checkpoint["model"]}
+        self._source += f", with the heads of {path},"
 
     def _log_incompatible_keys(self, incompatible: Any) -> None:
         """Say what did not fit; raise where going on would mean another model than asked for."""
@@ -154,7 +193,7 @@ class SafeCheckpointer(DetectionCheckpointer):
         outside_backbone = [k for k in missing if not k.startswith("backbone.bottom_up.")]
         if missing and missing == outside_backbone:
             self.logger.info(
-                f"{self._source} holds the backbone; the other {len(missing)} tensors start from "
+                f"{self._source} holds {self._holds}; the other {len(missing)} tensors start from "
                 "their initialisation."
             )
             incompatible.missing_keys.clear()

@@ -75,6 +75,7 @@ class Trainer(DefaultTrainer):
             model,
             cfg.OUTPUT_DIR,
             starts_afresh=self._starts_afresh,
+            heads_weights=cfg.MODEL.SPATIALFLOW.HEADS_WEIGHTS,
             trainer=weakref.proxy(self),
         )
         self.register_hooks(self.build_hooks())

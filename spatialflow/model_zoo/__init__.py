@@ -109,8 +109,9 @@ def get(config_path: str, trained: bool = False, device: str | None = None) -> n
         cfg.MODEL.DEVICE = device or cfg.MODEL.DEVICE
         prepare_datasets(cfg, check_files=False)
         model, weights = build_model(cfg), cfg.MODEL.WEIGHTS
+        heads_weights = "" if trained else cfg.MODEL.SPATIALFLOW.HEADS_WEIGHTS
     else:
         model = instantiate(cfg.model).to(device or cfg.train.device)
-        weights = cfg.train.init_checkpoint
-    SafeCheckpointer(model).load(weights)
+        weights, heads_weights = cfg.train.init_checkpoint, ""
+    SafeCheckpointer(model, heads_weights=heads_weights).load(weights)
     return model
