@@ -16,7 +16,7 @@ from spatialflow.modeling import SpatialFlow
 from spatialflow.utils.files import atomic_write
 from spatialflow.utils.text import name_some
 
-from .detectron2_zoo import convert_heads, convert_retinanet
+from .detectron2_zoo import HEADS_KEY, convert_heads, convert_retinanet
 from .safe import load_tensors
 
 MAX_NAMED = 8
@@ -100,18 +100,23 @@ class SafeCheckpointer(DetectionCheckpointer):
             FileNotFoundError: no such file, or its URL cannot be fetched.
             ValueError: the file is refused or damaged (``load_tensors``), or does not fit.
         """
-        self._source = path
+        self._source, self._holds = path, "the backbone"
         if path:
             self._fetch(path)
         elif self._complete:
             raise ValueError("MODEL.WEIGHTS is empty: give the weights file to evaluate.")
+        elif self._heads_weights:
+            raise ValueError(
+                f"{HEADS_KEY} gives heads to the model of MODEL.WEIGHTS, which is empty: set it to "
+                "a RetinaNet of Detectron2's model zoo or to a backbone."
+            )
         try:
             return super().load(path, checkpointables)
         finally:
             self._parsed_url_during_load = None  # Detectron2 leaves it set after an error
 
-    def _fetch(self, path: str) -> str:
-        """Get the file onto this machine, where Detectron2's PathManager finds it again.
+    def _fetch(self, path: str, key: str = "MODEL.WEIGHTS") -> str:
+        """Get the file of a config key onto this machine, where PathManager finds it again.
 
         Returns:
             Its path here.
@@ -121,10 +126,10 @@ class SafeCheckpointer(DetectionCheckpointer):
         except OSError as e:
             raise FileNotFoundError(
                 f"Weights {path} could not be fetched ({e}). Download the file on a machine with "
-                "access and set MODEL.WEIGHTS to its path."
+                f"access and set {key} to its path."
             ) from e
         if not os.path.isfile(local):
-            raise FileNotFoundError(f"Weights file {path} not found; check MODEL.WEIGHTS.")
+            raise FileNotFoundError(f"Weights file {path} not found; check {key}.")
         return local
 
     def _load_file(self, filename: str) -> dict[str, Any]:
@@ -166,10 +171,10 @@ class SafeCheckpointer(DetectionCheckpointer):
         path = self._heads_weights
         if not isinstance(self.model, SpatialFlow):
             raise ValueError(
-                f"MODEL.SPATIALFLOW.HEADS_WEIGHTS is {path}, but the model is a "
+                f"{HEADS_KEY} is {path}, but the model is a "
                 f"{type(self.model).__name__}, no SpatialFlow. Leave the key empty."
             )
-        state = self._load_file(self._fetch(path))["model"]
+        state = self._load_file(self._fetch(path, HEADS_KEY))["model"]
         checkpoint["model"] = {**convert_heads(state, self.model, path), **checkpoint["model"]}
         self._source += f", with the heads of {path},"
 

@@ -3,6 +3,10 @@
 With flows that give zero, SpatialFlow's cls and reg sub-networks are those of Detectron2's
 RetinaNet, on the same backbone and anchors: a RetinaNet checkpoint fits as it is. The mask head and
 the stuff head have the layers of Detectron2's Panoptic FPN.
+
+Logits, deltas and anchors are equal then. What is made of them differs a little: SpatialFlow keeps
+the best 1000 anchors of a level with all their classes (RetinaNet: 1000 pairs of anchor and class),
+decodes no box smaller than 0.016 of its anchor, and suppresses at an IoU of 0.4 instead of 0.5.
 """
 
 from __future__ import annotations
@@ -24,6 +28,7 @@ from spatialflow.modeling.subnets import DeformableStage
 from spatialflow.utils.text import name_some
 
 RETINANET, PANOPTIC_FPN = "RetinaNet", "Panoptic FPN"
+HEADS_KEY = "MODEL.SPATIALFLOW.HEADS_WEIGHTS"
 ZOO_RETINANET = "COCO-Detection/retinanet_R_50_FPN_3x.yaml"
 
 _FAMILIES = {
@@ -82,7 +87,7 @@ def convert_retinanet(
             f"{source} is a checkpoint of Detectron2's {family}, from which SpatialFlow cannot "
             "start: set MODEL.WEIGHTS to a RetinaNet of Detectron2's model zoo, such as "
             f"{zoo_url(ZOO_RETINANET)}, or to a backbone. The mask head and the stuff head of a "
-            "Panoptic FPN are taken by MODEL.SPATIALFLOW.HEADS_WEIGHTS."
+            f"Panoptic FPN are taken by {HEADS_KEY}."
         )
     buffers = {name: value for name, value in state.items() if name.startswith(_BUFFERS)}
     weights = {_rename_retinanet(k): v for k, v in state.items() if k not in buffers}
@@ -115,8 +120,7 @@ def convert_heads(state: Mapping[str, Any], model: SpatialFlow, source: str) -> 
     if family != PANOPTIC_FPN:
         what = f"of Detectron2's {family}" if family else "of another model"
         raise ValueError(
-            f"MODEL.SPATIALFLOW.HEADS_WEIGHTS takes a checkpoint of Detectron2's Panoptic FPN; "
-            f"{source} is one {what}."
+            f"{HEADS_KEY} takes a checkpoint of Detectron2's Panoptic FPN; {source} is one {what}."
         )
     heads = ("thing_head.mask_head.", "stuff_head.")
     wanted = [name for name in model.state_dict() if name.startswith(heads)]
@@ -198,9 +202,10 @@ def _differences(model: SpatialFlow, buffers: Mapping[str, Any]) -> list[str]:
         flows = [flow for flow in stages.modules() if isinstance(flow, Flow)]
         if not all(_gives_zero(flow, model.device) for flow in flows):
             found.append(f"the flows into {name} are not zero (MODEL.SPATIALFLOW.FLOW_INIT zero)")
-    if not getattr(model.backbone.top_block, "relu", True):
+    if not getattr(getattr(model.backbone, "top_block", None), "relu", True):
         found.append("MODEL.SPATIALFLOW.P7_RELU is False")
-    if model.backbone.bottom_up.res3[0].conv1.stride != (2, 2):
+    res3 = getattr(getattr(model.backbone, "bottom_up", None), "res3", None)
+    if res3 is not None and res3[0].conv1.stride != (2, 2):
         found.append("MODEL.RESNETS.STRIDE_IN_1X1 is False")
     theirs = {**_zoo_buffers(), **buffers}
     for key, name in (("PIXEL_MEAN", "pixel_mean"), ("PIXEL_STD", "pixel_std")):

@@ -11,9 +11,13 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 from detectron2.modeling.meta_arch.dense_detector import permute_to_N_HWA_K
+from detectron2.utils.events import EventStorage
 
+from spatialflow import model_zoo
 from spatialflow.checkpoint import SafeCheckpointer
 from spatialflow.checkpoint.detectron2_zoo import ZOO_RETINANET, zoo_url
+from spatialflow.data import prepare_datasets
+from spatialflow.engine import Trainer
 from spatialflow.model_zoo import get_config
 from spatialflow.modeling import SpatialFlow
 
@@ -62,13 +66,18 @@ def spatialflow(*opts, full_width=False, things=80):
 def _build(cfg, full_width):
     cfg.MODEL.DEVICE = "cpu"
     if not full_width:
-        cfg.MODEL.RESNETS.STEM_OUT_CHANNELS = cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 8
-        cfg.MODEL.RESNETS.WIDTH_PER_GROUP = 8
-        cfg.MODEL.FPN.OUT_CHANNELS = cfg.MODEL.ROI_MASK_HEAD.CONV_DIM = 32
-        cfg.MODEL.SEM_SEG_HEAD.CONVS_DIM = 32
-        cfg.MODEL.ROI_BOX_HEAD.FC_DIM = 16
+        narrow(cfg)
     torch.manual_seed(0)
     return build_model(cfg).eval()
+
+
+def narrow(cfg):
+    """Few channels, the same layers."""
+    cfg.MODEL.RESNETS.STEM_OUT_CHANNELS = cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 8
+    cfg.MODEL.RESNETS.WIDTH_PER_GROUP = 8
+    cfg.MODEL.FPN.OUT_CHANNELS = cfg.MODEL.ROI_MASK_HEAD.CONV_DIM = 32
+    cfg.MODEL.SEM_SEG_HEAD.CONVS_DIM = 32
+    cfg.MODEL.ROI_BOX_HEAD.FC_DIM = 16
 
 
 def save_pkl(state, path):
@@ -241,11 +250,11 @@ def test_every_tensor_is_used(retinanet, weights, caplog, flow_type):
         k for k in after if k.startswith(("subnets.cls.", "subnets.reg.")) if "flow" not in k
     ]
     assert len(filled) == len(theirs)
-    # In the order of the modules the tensors are those of the file, under other names.
-    order = sorted(filled, key=lambda k: not k.startswith("backbone."))
-    assert sorted(after[k].sum().item() for k in order) == sorted(
-        v.sum().item() for v in theirs.values()
-    )
+    contents = [
+        sorted((tuple(state[k].shape), state[k].numpy().tobytes()) for k in keys)
+        for state, keys in ((after, filled), (theirs, theirs))
+    ]
+    assert contents[0] == contents[1]
     rest = set(after) - set(filled)
     assert all(torch.equal(after[key], before[key]) for key in rest)
     assert f"holds a RetinaNet of Detectron2; the other {len(rest)} tensors start" in caplog.text
@@ -334,10 +343,55 @@ def test_resuming_needs_no_heads(tmp_path):
     checkpointer = SafeCheckpointer(model, str(tmp_path), heads_weights="nowhere.pkl")
     checkpointer.save("model_0000001")
     checkpointer.resume_or_load("", resume=True)
-    with pytest.raises(FileNotFoundError, match=r"nowhere\.pkl"):
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.pkl not found; check .*HEADS_WEIGHTS"):
         SafeCheckpointer(model, heads_weights="nowhere.pkl").load(
             str(tmp_path / "model_0000001.pth")
         )
+
+
+def own_data_config(toy_datasets, *opts):
+    """configs/own_data with the toy scenes, to train from a narrow model."""
+    registered = [
+        [f"zoo_{split}", *(str(toy_datasets / "toy" / part) for part in parts)]
+        for split in ("train", "val")
+        for parts in [(split, f"panoptic_{split}", f"panoptic_{split}.json")]
+    ]
+    cfg = get_config("own_data/spatialflow_R_50_from_retinanet.yaml")
+    sets = ["REGISTER", registered, "TRAIN", ("zoo_train",), "TEST", ("zoo_val",)]
+    cfg.merge_from_list([x if i % 2 else f"DATASETS.{x}" for i, x in enumerate(sets)])
+    cfg.merge_from_list(["MODEL.DEVICE", "cpu", "DATALOADER.NUM_WORKERS", 0, *opts])
+    narrow(cfg)
+    prepare_datasets(cfg)
+    return cfg
+
+
+def test_training_on_own_data_starts_with_both(toy_datasets, tmp_path, weights, panoptic_fpn):
+    keys = ("MODEL.WEIGHTS", weights, "MODEL.SPATIALFLOW.HEADS_WEIGHTS", panoptic_fpn)
+    opts = ("OUTPUT_DIR", str(tmp_path), "SOLVER.IMS_PER_BATCH", 1)
+    schedule = ("SOLVER.REFERENCE_IMS_PER_BATCH", 1, "INPUT.MIN_SIZE_TRAIN", (128,))
+    trainer = Trainer(own_data_config(toy_datasets, *keys, *opts, *schedule))
+    fresh = {key: value.clone() for key, value in trainer.model.state_dict().items()}
+    trainer.resume_or_load(resume=False)
+    changed = {k for k, v in trainer.model.state_dict().items() if not torch.equal(v, fresh[k])}
+    assert not any(key.startswith(SpatialFlow.class_layers) for key in changed)
+    for part in ("backbone.bottom_up.res4", "backbone.top_block", "subnets.cls.3", "subnets.reg.0"):
+        assert any(key.startswith(part) for key in changed), part
+    for part in ("detector.bbox_pred", "thing_head.mask_head.mask_fcn4", "stuff_head.p5.4"):
+        assert any(key.startswith(part) for key in changed), part
+    trainer.iter = 0
+    with EventStorage():
+        trainer.run_step()
+    assert all(value.isfinite().all() for value in trainer.model.state_dict().values())
+
+
+def test_model_of_the_own_zoo_has_the_heads(weights, panoptic_fpn, monkeypatch):
+    cfg = get_config(OURS)
+    narrow(cfg)
+    cfg.MODEL.WEIGHTS, cfg.MODEL.SPATIALFLOW.HEADS_WEIGHTS = weights, panoptic_fpn
+    monkeypatch.setattr("spatialflow.model_zoo.get_config", lambda *args: cfg)
+    model = model_zoo.get(OURS, device="cpu")
+    theirs = zoo_model(ZOO_PANOPTIC_FPN).sem_seg_head.predictor.weight
+    assert torch.equal(model.stuff_head.predictor.weight, theirs)
 
 
 def named(*names):
@@ -374,6 +428,11 @@ def test_heads_come_from_a_panoptic_fpn_alone(weights, tmp_path, state, what):
     path = save_pth(state, tmp_path / "other.pth")
     with pytest.raises(ValueError, match=rf"HEADS_WEIGHTS takes .* is one of {what}"):
         SafeCheckpointer(spatialflow(), heads_weights=path).load(weights)
+
+
+def test_heads_alone_are_no_start(panoptic_fpn):
+    with pytest.raises(ValueError, match=r"HEADS_WEIGHTS gives heads to .* which is empty"):
+        SafeCheckpointer(spatialflow(), heads_weights=panoptic_fpn).load("")
 
 
 def test_heads_need_a_spatialflow(retinanet, weights, panoptic_fpn):
