@@ -12,11 +12,10 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
 from torch import nn
 
-from spatialflow.modeling import SpatialFlow
 from spatialflow.utils.files import atomic_write
 from spatialflow.utils.text import name_some
 
-from .detectron2_zoo import HEADS_KEY, convert_heads, convert_retinanet
+from .detectron2_zoo import HEADS_KEY, convert_heads, convert_zoo_model
 from .safe import load_tensors
 
 MAX_NAMED = 8
@@ -144,8 +143,7 @@ class SafeCheckpointer(DetectionCheckpointer):
         return _state_dict_of(load_tensors(f), f)
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
-        if isinstance(self.model, SpatialFlow):
-            self._rename_retinanet(checkpoint)
+        self._convert_zoo_model(checkpoint)
         if checkpoint.pop("matching_heuristics", False):
             self._convert_ndarray_to_tensor(checkpoint["model"])
             from_caffe2 = checkpoint.get("__author__") == "Caffe2"
@@ -157,10 +155,10 @@ class SafeCheckpointer(DetectionCheckpointer):
             del checkpoint["model"][key]
         return super()._load_model(checkpoint)
 
-    def _rename_retinanet(self, checkpoint: dict[str, Any]) -> None:
-        """Replace the names of a RetinaNet of Detectron2, if it is one."""
+    def _convert_zoo_model(self, checkpoint: dict[str, Any]) -> None:
+        """Replace the names of a model of Detectron2 that this one starts from, if it is one."""
         state = {key.removeprefix("module."): v for key, v in checkpoint["model"].items()}
-        weights = convert_retinanet(state, self.model, self._source)
+        weights = convert_zoo_model(self.model, state, self._source)
         if weights is not None:
             checkpoint["model"] = weights
             checkpoint.pop("matching_heuristics", None)
@@ -169,13 +167,8 @@ class SafeCheckpointer(DetectionCheckpointer):
     def _add_heads(self, checkpoint: dict[str, Any]) -> None:
         """Give weights the mask head and the stuff head of a Panoptic FPN where they lack them."""
         path = self._heads_weights
-        if not isinstance(self.model, SpatialFlow):
-            raise ValueError(
-                f"{HEADS_KEY} is {path}, but the model is a "
-                f"{type(self.model).__name__}, no SpatialFlow. Leave the key empty."
-            )
         state = self._load_file(self._fetch(path, HEADS_KEY))["model"]
-        checkpoint["model"] = {**convert_heads(state, self.model, path), **checkpoint["model"]}
+        checkpoint["model"] = {**convert_heads(self.model, state, path), **checkpoint["model"]}
         self._source += f", with the heads of {path},"
 
     def _log_incompatible_keys(self, incompatible: Any) -> None:

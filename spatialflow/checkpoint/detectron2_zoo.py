@@ -11,6 +11,7 @@ decodes no box smaller than 0.016 of its anchor, and suppresses at an IoU of 0.4
 
 from __future__ import annotations
 
+import functools
 import logging
 import re
 from collections.abc import Iterable, Mapping
@@ -20,7 +21,7 @@ import detectron2.model_zoo
 import torch
 from detectron2.config import get_cfg
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
-from torch import Tensor
+from torch import Tensor, nn
 
 from spatialflow.modeling import SpatialFlow
 from spatialflow.modeling.flows import Flow
@@ -60,17 +61,33 @@ def find_family(names: Iterable[str]) -> str | None:
     return None
 
 
+@functools.singledispatch
+def convert_zoo_model(
+    model: nn.Module, state: Mapping[str, Any], source: str
+) -> dict[str, Any] | None:
+    """Rename the tensors of a model of Detectron2's zoo that another model can start from.
+
+    Args:
+        model: what they are for; a class of models that can start so registers its function.
+        state: tensors or arrays by their names in any checkpoint.
+        source: the checkpoint, for messages.
+
+    Returns:
+        Tensors by the names of ``model``; None if they are to be loaded as they are.
+    """
+    return None
+
+
+@convert_zoo_model.register
 def convert_retinanet(
-    state: Mapping[str, Any], model: SpatialFlow, source: str
+    model: SpatialFlow, state: Mapping[str, Any], source: str
 ) -> dict[str, Any] | None:
     """Rename the tensors of a RetinaNet of Detectron2 to those of SpatialFlow.
 
     Logs a warning where the model, as it is now, makes other boxes than the zoo's RetinaNet.
 
     Args:
-        state: tensors or arrays by their names in any checkpoint.
-        model: what they are for.
-        source: the checkpoint, for messages.
+        model, state, source: see :func:`convert_zoo_model`.
 
     Returns:
         All tensors by the names of ``model``; None for a checkpoint of none of Detectron2's models.
@@ -102,12 +119,31 @@ def convert_retinanet(
     return weights
 
 
-def convert_heads(state: Mapping[str, Any], model: SpatialFlow, source: str) -> dict[str, Any]:
+@functools.singledispatch
+def convert_heads(model: nn.Module, state: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """Rename the heads of a Panoptic FPN of Detectron2's zoo, for models that can take them.
+
+    Args:
+        model, state, source: see :func:`convert_zoo_model`.
+
+    Raises:
+        ValueError: the model cannot.
+    """
+    raise ValueError(
+        f"{HEADS_KEY} is {source}, but a {type(model).__name__} does not take heads. Leave the key "
+        "empty."
+    )
+
+
+@convert_heads.register
+def convert_panoptic_fpn_heads(
+    model: SpatialFlow, state: Mapping[str, Any], source: str
+) -> dict[str, Any]:
     """Rename the mask head and the stuff head of a Panoptic FPN of Detectron2.
 
     Args:
-        state: tensors or arrays by their names in the checkpoint.
         model: what they are for; a branch that it does not have is left out.
+        state: tensors or arrays by their names in the checkpoint.
         source: the checkpoint, for messages.
 
     Returns:

@@ -436,7 +436,7 @@ def test_heads_alone_are_no_start(panoptic_fpn):
 
 
 def test_heads_need_a_spatialflow(retinanet, weights, panoptic_fpn):
-    with pytest.raises(ValueError, match="HEADS_WEIGHTS .* is a RetinaNet, no SpatialFlow"):
+    with pytest.raises(ValueError, match="HEADS_WEIGHTS .* a RetinaNet does not take heads"):
         SafeCheckpointer(retinanet, heads_weights=panoptic_fpn).load(weights)
 
 
