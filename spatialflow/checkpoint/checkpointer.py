@@ -17,6 +17,7 @@ from spatialflow.utils.text import name_some
 
 from .detectron2_zoo import HEADS_KEY, convert_heads, convert_zoo_model
 from .safe import load_tensors
+from .start_weights import load_start_weights
 
 MAX_NAMED = 8
 """How many tensors of another shape an error message names before it only counts the rest."""
@@ -26,8 +27,9 @@ class SafeCheckpointer(DetectionCheckpointer):
     """Detectron2's checkpointer, with files that are read by ``load_tensors`` only.
 
     Reads what Detectron2 reads: its own ``.pth``, its model zoo's ``.pkl`` (Detectron2, Caffe2 and
-    torchvision-converted, matched by name), ``.pyth`` of pycls, ``detectron2://`` and http URLs.
-    A RetinaNet of that zoo is renamed for SpatialFlow, see :mod:`.detectron2_zoo`.
+    torchvision-converted, matched by name), ``.pyth`` of pycls, ``detectron2://`` and http URLs;
+    and ``.safetensors``. A RetinaNet of that zoo is renamed for SpatialFlow, see
+    :mod:`.detectron2_zoo`.
     Weights whose shapes do not fit the model are an error instead of being skipped. Checkpoints
     appear under their name only when complete.
 
@@ -95,9 +97,13 @@ class SafeCheckpointer(DetectionCheckpointer):
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
         """Load a checkpoint; see ``DetectionCheckpointer.load``.
 
+        Without one, a backbone of timm gets the weights of MODEL.TIMM.WEIGHTS: a checkpoint holds
+        the backbone, so nobody who has one needs them.
+
         Raises:
             FileNotFoundError: no such file, or its URL cannot be fetched.
-            ValueError: the file is refused or damaged (``load_tensors``), or does not fit.
+            ValueError: the file is refused or damaged (``load_tensors``), does not fit, or needs a
+                package that is not installed.
         """
         self._source, self._holds = path, "the backbone"
         if path:
@@ -109,6 +115,8 @@ class SafeCheckpointer(DetectionCheckpointer):
                 f"{HEADS_KEY} gives heads to the model of MODEL.WEIGHTS, which is empty: set it to "
                 "a RetinaNet of Detectron2's model zoo or to a backbone."
             )
+        else:
+            load_start_weights(self.model)
         try:
             return super().load(path, checkpointables)
         finally:

@@ -7,11 +7,12 @@ stops at the first other thing that the file asks for.
 
 from __future__ import annotations
 
+import os
 import pickle
 import re
 from collections import OrderedDict
 from collections.abc import Callable
-from types import MethodType
+from types import MethodType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,7 @@ def load_tensors(path: str) -> Any:
 
     Args:
         path: a local file; ``.pkl`` is read as Detectron2's model zoo writes it (Python 2 pickles
-            too), everything else as written by ``torch.save``.
+            too), ``.safetensors`` by safetensors, everything else as written by ``torch.save``.
 
     Returns:
         What the file holds, usually a dict; tensors are on the CPU.
@@ -38,17 +39,21 @@ def load_tensors(path: str) -> Any:
         ValueError: the file is damaged, or asks for anything that could run code; the message
             names the file and what it asked for.
     """
-    read = _read_pickle if path.endswith(".pkl") else _read_torch
+    read = _READERS.get(os.path.splitext(path)[1], _read_torch)
     try:
         return read(path)
     except FileNotFoundError as e:
         raise FileNotFoundError(f"Weights file {path} not found.") from e
-    except OSError:
+    except (OSError, MissingPackage):
         raise
     except _Refused as e:
         raise ValueError(REFUSAL.format(path=path, what=e)) from e
     except Exception as e:  # unpickling damaged bytes can raise anything
         raise ValueError(f"{path} is no weights file, or is damaged ({type(e).__name__}).") from e
+
+
+class MissingPackage(ValueError):
+    """A file needs a package that is not installed; the message says how to install it."""
 
 
 class _Refused(Exception):
@@ -68,6 +73,25 @@ def _read_torch(path: str) -> Any:
 def _read_pickle(path: str) -> Any:
     with open(path, "rb") as f:
         return _ArrayUnpickler(f, encoding="latin1").load()
+
+
+def _read_safetensors(path: str) -> Any:
+    return import_safetensors().load_file(path)
+
+
+_READERS = {".pkl": _read_pickle, ".safetensors": _read_safetensors}
+
+
+def import_safetensors() -> ModuleType:
+    """``safetensors.torch``; a :class:`MissingPackage` where it is not installed."""
+    try:
+        import safetensors.torch
+    except ModuleNotFoundError as e:
+        raise MissingPackage(
+            "Files .safetensors need safetensors, which is not installed: "
+            "pip install 'spatialflow[safetensors]'"
+        ) from e
+    return safetensors.torch
 
 
 class _ArrayUnpickler(pickle.Unpickler):

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import NamedTuple
 
-import detectron2.solver
 import torch
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 from torch import nn
+
+from spatialflow.modeling.timm_backbone import TimmBackbone
 
 
 class ScalingRule(NamedTuple):
@@ -28,7 +30,9 @@ SCALING_RULES = {
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-    """Detectron2's SGD, or AdamW on the same groups of parameters (SOLVER.OPTIMIZER).
+    """SGD as in Detectron2, or AdamW on the same groups of parameters (SOLVER.OPTIMIZER).
+
+    SOLVER.BACKBONE_MULTIPLIER and SOLVER.LAYER_DECAY lower the learning rate of the backbone.
 
     Detectron2's ``DefaultTrainer`` does not read SOLVER.OPTIMIZER; its ``build_optimizer`` can call
     this function.
@@ -38,21 +42,71 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         model: whose parameters are trained.
 
     Raises:
-        ValueError: another optimizer.
+        ValueError: another optimizer, or a decay by layer that the model does not have.
     """
     check_optimizer(cfg)
     solver = cfg.SOLVER
-    if solver.OPTIMIZER == "SGD":
-        return detectron2.solver.build_optimizer(cfg, model)
     groups = get_default_optimizer_params(
         model,
         base_lr=solver.BASE_LR,
         weight_decay_norm=solver.WEIGHT_DECAY_NORM,
         bias_lr_factor=solver.BIAS_LR_FACTOR,
         weight_decay_bias=solver.WEIGHT_DECAY_BIAS,
+        lr_factor_func=_lr_factor(cfg, model),
     )
-    optimizer = torch.optim.AdamW(groups, solver.BASE_LR, weight_decay=solver.WEIGHT_DECAY)
+    optimizer: torch.optim.Optimizer
+    if solver.OPTIMIZER == "SGD":
+        optimizer = torch.optim.SGD(
+            groups,
+            solver.BASE_LR,
+            momentum=solver.MOMENTUM,
+            nesterov=solver.NESTEROV,
+            weight_decay=solver.WEIGHT_DECAY,
+            foreach=True,
+        )
+    else:
+        optimizer = torch.optim.AdamW(groups, solver.BASE_LR, weight_decay=solver.WEIGHT_DECAY)
     return maybe_add_gradient_clipping(cfg, optimizer)
+
+
+def _lr_factor(cfg: CfgNode, model: nn.Module) -> Callable[[str], float] | None:
+    """The factor of a parameter's learning rate, by its name; None: 1 for all.
+
+    Raises:
+        ValueError: a decay by layer, and no backbone of timm, or SOLVER.BIAS_LR_FACTOR besides.
+    """
+    multiplier, decay = cfg.SOLVER.BACKBONE_MULTIPLIER, cfg.SOLVER.LAYER_DECAY
+    if multiplier == decay == 1:
+        return None
+    if cfg.SOLVER.BIAS_LR_FACTOR not in (None, 1):
+        raise ValueError(
+            f"SOLVER.BIAS_LR_FACTOR is {cfg.SOLVER.BIAS_LR_FACTOR}, which cannot be combined with "
+            "SOLVER.BACKBONE_MULTIPLIER and SOLVER.LAYER_DECAY; set it to 1."
+        )
+    part, prefix = _bottom_up(model)
+    if decay == 1:
+        return lambda name: multiplier if name.startswith(prefix) else 1.0
+    if not isinstance(part, TimmBackbone):
+        raise ValueError(
+            f"SOLVER.LAYER_DECAY is {decay}, but {type(part).__name__} does not number its layers, "
+            "as backbones of timm do; set it to 1."
+        )
+    layers = {f"{prefix}model.{name}": layer for name, layer in part.layer_ids().items()}
+    top = 1 + max(layers.values())
+
+    def factor(name: str) -> float:
+        return multiplier * decay ** (top - layers[name]) if name in layers else 1.0
+
+    return factor
+
+
+def _bottom_up(model: nn.Module) -> tuple[nn.Module | None, str]:
+    """The backbone without its pyramid, and the prefix of the names of its parameters."""
+    backbone = getattr(model, "backbone", None)
+    for name in ("bottom_up", "net"):  # of an FPN, of a simple feature pyramid
+        if hasattr(backbone, name):
+            return getattr(backbone, name), f"backbone.{name}."
+    return backbone, "backbone."
 
 
 def auto_scale_workers(cfg: CfgNode, num_workers: int) -> CfgNode:

@@ -11,13 +11,13 @@ from copy import deepcopy
 from typing import Any
 
 import torch
-from detectron2.layers import Conv2d, FrozenBatchNorm2d
 from detectron2.structures import Boxes, ImageList, Instances
-from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_weights
+from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from spatialflow.modeling.panoptic_model import PanopticModel, Sizes, StuffLabels
+
+from .folding import fold_batch_norms
 
 RECOMPILE_LIMITS = ("recompile_limit", "accumulated_recompile_limit")
 OLD_RECOMPILE_LIMITS = ("cache_size_limit", "accumulated_cache_size_limit")  # before torch 2.6
@@ -182,22 +182,3 @@ class OptimizedModel(PanopticModel):
 
     def _autocast(self) -> AbstractContextManager:
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None)
-
-
-def fold_batch_norms(module: nn.Module) -> None:
-    """Fold batch norms, frozen or with running statistics, into Detectron2's convolutions."""
-    for conv in module.modules():
-        norm = getattr(conv, "norm", None)
-        if isinstance(conv, Conv2d) and isinstance(norm, (FrozenBatchNorm2d, nn.BatchNorm2d)):
-            mean, variance = norm.running_mean, norm.running_var
-            assert isinstance(mean, torch.Tensor) and isinstance(variance, torch.Tensor)
-            conv.weight, conv.bias = fuse_conv_bn_weights(
-                conv.weight,
-                conv.bias,
-                mean,
-                variance,
-                norm.eps,
-                norm.weight,
-                norm.bias,
-            )
-            conv.norm = None

@@ -1,6 +1,6 @@
 """The models. Importing this package registers them with Detectron2."""
 
-from . import rcnn  # noqa: F401  registers the adapters
+from . import rcnn, timm_backbone, timm_vit  # noqa: F401  register adapters and backbones
 from .adapters import as_panoptic_model, register_adapter
 from .backbone import build_spatialflow_resnet_fpn_backbone
 from .panoptic import MERGE_REGISTRY, HeuristicMerge, Merge

@@ -9,7 +9,7 @@ from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from detectron2.modeling.backbone.fpn import FPN, LastLevelP6P7
 from detectron2.modeling.backbone.resnet import ResNet, build_resnet_backbone
 from fvcore.nn import weight_init
-from torch import Tensor
+from torch import Tensor, nn
 
 from .deform_conv import DeformBottleneckBlock
 from .norms import norm_for_processes
@@ -74,23 +74,34 @@ def build_spatialflow_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) 
     return build_pyramid(cfg, bottom_up)
 
 
-def build_pyramid(cfg: CfgNode, bottom_up: Backbone) -> FPN:
-    """The FPN of ``MODEL.FPN``, with P6 and P7 from the last feature (Sec. III-A)."""
-    channels, last = cfg.MODEL.FPN.OUT_CHANNELS, cfg.MODEL.FPN.IN_FEATURES[-1]
-    norm = norm_for_processes(cfg.MODEL.FPN.NORM, cfg.MODEL.DEVICE)
+def build_pyramid(cfg: CfgNode, bottom_up: Backbone, top_block: nn.Module | None = None) -> FPN:
+    """The FPN of ``MODEL.FPN``.
+
+    Args:
+        cfg: the config.
+        bottom_up: gives the features of ``MODEL.FPN.IN_FEATURES``.
+        top_block: makes the levels behind the last one; default: P6 and P7 from the last feature
+            (Sec. III-A).
+    """
+    last = cfg.MODEL.FPN.IN_FEATURES[-1]
     return FPN(
         bottom_up=bottom_up,
         in_features=cfg.MODEL.FPN.IN_FEATURES,
-        out_channels=channels,
-        norm=norm,
-        top_block=P6P7(
-            bottom_up.output_shape()[last].channels,
-            channels,
-            norm,
-            cfg.MODEL.SPATIALFLOW.P7_RELU,
-            last,
-        ),
+        out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
+        norm=norm_for_processes(cfg.MODEL.FPN.NORM, cfg.MODEL.DEVICE),
+        top_block=top_block or build_p6_p7(cfg, bottom_up.output_shape()[last].channels, last),
         fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
+    )
+
+
+def build_p6_p7(cfg: CfgNode, in_channels: int, in_feature: str) -> P6P7:
+    """P6 and P7 of a config from a feature of the backbone."""
+    return P6P7(
+        in_channels,
+        cfg.MODEL.FPN.OUT_CHANNELS,
+        norm_for_processes(cfg.MODEL.FPN.NORM, cfg.MODEL.DEVICE),
+        cfg.MODEL.SPATIALFLOW.P7_RELU,
+        in_feature,
     )
 
 

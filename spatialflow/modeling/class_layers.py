@@ -12,6 +12,7 @@ from detectron2.layers import FrozenBatchNorm2d
 from torch import nn
 
 from .adapters import configured_class
+from .timm_backbone import TimmBackbone
 
 
 def class_layers_of(cfg: CfgNode) -> tuple[str, ...]:
@@ -39,6 +40,18 @@ def train_only_class_layers(model: nn.Module, prefixes: Sequence[str]) -> None:
         prefixes: name prefixes of the parameters that stay trainable, see
             :attr:`spatialflow.modeling.PanopticModel.class_layers`.
     """
-    FrozenBatchNorm2d.convert_frozen_batchnorm(model)
+    _freeze_batch_norms(model)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name.startswith(tuple(prefixes)))
+
+
+def _freeze_batch_norms(module: nn.Module) -> None:
+    """Detectron2's conversion, but for backbones of timm, see :class:`TimmBackbone`."""
+    for name, child in module.named_children():
+        if isinstance(child, TimmBackbone):
+            child.norm_eval = True
+            child.train(child.training)
+        elif any(isinstance(part, TimmBackbone) for part in child.modules()):
+            _freeze_batch_norms(child)
+        else:
+            setattr(module, name, FrozenBatchNorm2d.convert_frozen_batchnorm(child))
