@@ -41,6 +41,7 @@ COMMANDS = {
     "heatmap": Command("class_activation", "class activation maps of several models"),
     "benchmark": Command("benchmark.command", "speed beside Detectron2's Panoptic FPN"),
     "convert-checkpoint": Command("convert_checkpoint", "the authors' weights for this model"),
+    "convert-weights": Command("convert_weights", "weights alone: .safetensors, half precision"),
     "torchvision-weights": Command("torchvision_weights", "torchvision's backbones to train from"),
     "zoo": Command("zoo.command", "print the table of all configs"),
     "doctor": Command("doctor", "what is installed, what is missing, and what to do"),

@@ -138,6 +138,9 @@ def add_spatialflow_config(cfg: CN) -> None:
     # Each layer of a timm backbone has this factor times the learning rate of the layer above it;
     # 0.65 to 0.9 are common for transformers.
     cfg.SOLVER.LAYER_DECAY = 1.0
+    # Train in the memory layout channels-last, in which convolutions are faster on most devices;
+    # losses change by rounding.
+    cfg.SOLVER.CHANNELS_LAST = False
     # How many of the checkpoints of every CHECKPOINT_PERIOD to keep; 0, as in Detectron2: all.
     # model_best.pth and model_final.pth are always kept.
     cfg.SOLVER.CHECKPOINT_MAX_TO_KEEP = 0

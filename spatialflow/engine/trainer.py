@@ -63,6 +63,8 @@ class Trainer(DefaultTrainer):
         self.max_iter = cfg.SOLVER.MAX_ITER
         self._class_layers = class_layers_of(cfg)
         model = self.build_model(cfg)
+        if cfg.SOLVER.CHANNELS_LAST:
+            model = model.to(memory_format=torch.channels_last)
         optimizer = self.build_optimizer(cfg, model)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         parallel = {} if cfg.MODEL.DEVICE.startswith("cuda") else {"device_ids": None}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import textwrap
 from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
@@ -136,7 +137,8 @@ def pretrained_state(
             name, pretrained=True, num_classes=0, pretrained_cfg_overlay=overlay, **options
         )
     except (RuntimeError, KeyError) as e:
-        raise ValueError(f"The weights do not fit timm's {name}: {e}") from e
+        reason = textwrap.shorten(str(e), 500)
+        raise ValueError(f"The weights do not fit timm's {name}: {reason}") from e
     return model.state_dict()
 
 
@@ -145,10 +147,9 @@ def _download_failed(name: str, error: Exception) -> str:
     source = cfg.get("hf_hub_id") or cfg.get("url")
     if not source:
         return f"MODEL.TIMM.WEIGHTS is 'timm', but timm knows no weights of {name}."
-    reason = str(error).strip().splitlines() or [""]
     return (
         f"MODEL.TIMM.WEIGHTS is 'timm', but the weights of {name} cannot be fetched from {source} "
-        f"({type(error).__name__}: {reason[0]}). They need a network and "
+        f"({type(error).__name__}: {textwrap.shorten(str(error), 200)}). They need a network and "
         "`pip install 'spatialflow[timm]'`. Without a network, download the file of weights "
         "elsewhere and set MODEL.TIMM.WEIGHTS to its path; '' starts from random weights."
     )

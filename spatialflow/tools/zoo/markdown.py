@@ -60,7 +60,12 @@ def render() -> str:
 
 
 def describe_backbone(cfg: CfgNode) -> str:
-    """A ResNet in the papers' short form: R-50, X-101-64x4d-DCN-SyncBN; frozen BN is not said."""
+    """A ResNet in the papers' short form, R-50 or X-101-64x4d-DCN-SyncBN, or timm's name.
+
+    Frozen BN is not said.
+    """
+    if cfg.MODEL.TIMM.NAME:
+        return cfg.MODEL.TIMM.NAME
     resnets = cfg.MODEL.RESNETS
     grouped = resnets.NUM_GROUPS > 1
     parts = ["X" if grouped else "R", str(resnets.DEPTH)]

@@ -266,10 +266,21 @@ _OTHERS = [
     Result("toy/ablations/table_5_flows.yaml", "toy val"),
 ]
 
+_TIMM = [
+    Result(f"{folder}/spatialflow_{backbone}{suffix}.yaml", split)
+    for folder, suffix, split in (
+        ("COCO", "_20e", COCO_VAL),
+        ("Cityscapes", "", CITYSCAPES_VAL),
+        ("camvid", "", "CamVid val"),
+    )
+    for backbone in ("convnext_tiny", "swin_tiny", "vit_small", "lite0")
+] + [Result("camvid/panoptic_fpn_lite0.yaml", "CamVid val")]
+
 PANOPTIC_RESULTS = {
     "COCO and Cityscapes": _MAIN,
     "The authors' released weights": _RELEASED,
     "From Detectron2's RetinaNet": _FROM_RETINANET,
+    "Backbones of timm": _TIMM,
     "Ablations on COCO": _COCO_ABLATIONS,
     "Ablations on Cityscapes": _CITYSCAPES_ABLATIONS,
     "Small data, and Panoptic FPN to compare with": _OTHERS,
