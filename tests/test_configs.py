@@ -40,7 +40,8 @@ def shrunk(name: str) -> CfgNode:
         model.RESNETS.NUM_GROUPS = min(model.RESNETS.NUM_GROUPS, 4)
         model.RESNETS.WIDTH_PER_GROUP = width // model.RESNETS.NUM_GROUPS
     model.TIMM.NAME = SMALLER.get(model.TIMM.NAME.partition(".")[0], model.TIMM.NAME)
-    model.FPN.OUT_CHANNELS = model.ROI_MASK_HEAD.CONV_DIM = 32 if model.FPN.NORM == "GN" else 8
+    width = 32 if "GN" in (model.FPN.NORM, model.ROI_MASK_HEAD.NORM) else 8
+    model.FPN.OUT_CHANNELS = model.ROI_MASK_HEAD.CONV_DIM = width
     model.SEM_SEG_HEAD.CONVS_DIM = 32
     model.ROI_BOX_HEAD.FC_DIM = 16
     model.RETINANET.NUM_CLASSES = model.ROI_HEADS.NUM_CLASSES = 8

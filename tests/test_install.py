@@ -174,12 +174,15 @@ def test_list_missing__only_what_cannot_be_found(install, tmp_path):
         "Requires-Dist: opencv-python-headless\n"  # another distribution may provide cv2
         "Requires-Dist: not-on-this-machine>=2\n"
         'Requires-Dist: nor-this-one; extra == "dev"\n'
+        'Requires-Dist: spatialflow[backbones]; extra == "dev"\n'
+        'Requires-Dist: nor-that-one; extra == "timm"\n'
         'Requires-Dist: only-elsewhere; sys_platform == "win32"\n'
     )
     add_distribution(tmp_path, "spatialflow", "9", requirements)
     (tmp_path / "cv2.py").touch()
     code = f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n" + install.LIST_MISSING
-    assert run_python(sys.executable, code).split() == ["not-on-this-machine>=2", "nor-this-one"]
+    missing = ["not-on-this-machine>=2", "nor-this-one", "nor-that-one"]
+    assert run_python(sys.executable, code).split() == missing
 
 
 @pytest.mark.parametrize("version", [(3, 9, 18), (3, 13, 0)])

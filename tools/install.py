@@ -52,7 +52,9 @@ def have(name):
         return False
 for text in requires("spatialflow"):
     need = Requirement(text)
-    if (not need.marker or need.marker.evaluate({"extra": "dev"})) and not have(need.name):
+    extras = ("dev", "timm", "safetensors")
+    wanted = not need.marker or any(need.marker.evaluate({"extra": extra}) for extra in extras)
+    if wanted and not have(need.name):
         print(f"{need.name}{need.specifier}")
 """
 

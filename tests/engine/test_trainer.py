@@ -360,3 +360,12 @@ def test_unknown_optimizer_is_refused(toy_datasets, tmp_path):
     cfg = tiny_config(toy_datasets, tmp_path, overrides=["SOLVER.OPTIMIZER", "Lion"])
     with pytest.raises(ValueError, match="SOLVER.OPTIMIZER is 'Lion'"):
         Trainer.build_optimizer(cfg, torch.nn.Linear(2, 2))
+
+
+def test_channels_last_changes_the_layout_and_not_the_losses(whole_run, toy_datasets, tmp_path):
+    overrides = ["SOLVER.CHANNELS_LAST", True]
+    trainer, rows = run(tiny_config(toy_datasets, tmp_path, overrides=overrides))
+    weights = [p for p in trainer.model.parameters() if p.ndim == 4 and min(p.shape[1:3]) > 1]
+    assert weights and all(p.is_contiguous(memory_format=torch.channels_last) for p in weights)
+    _, _, expected = whole_run
+    assert rows[0] == pytest.approx(expected[0], rel=1e-4)

@@ -50,7 +50,10 @@ def test_levels_have_the_strides_of_their_names(name, for_rcnn):
     shapes = {k: (s.channels, s.stride) for k, s in backbone.output_shape().items()}
     assert shapes == {f"p{k}": (32, 2**k) for k in levels}
     features = backbone(torch.randn(1, 3, 96, 160))
-    sizes = {k: (math.ceil(96 / 2**i), math.ceil(160 / 2**i)) for i, k in zip(levels, shapes)}
+    sizes = {
+        k: (math.ceil(96 / 2**i), math.ceil(160 / 2**i))
+        for i, k in zip(levels, shapes, strict=True)
+    }
     assert {k: tuple(v.shape[-2:]) for k, v in features.items()} == sizes
 
 
