@@ -11,7 +11,7 @@ from typing import Any
 from spatialflow.data.register import datasets_root
 from spatialflow.utils.command_parser import CommandParser
 
-from . import ade20k, cityscapes, mapillary
+from . import ade20k, camvid, cityscapes, mapillary
 from .compose import UNCOVERED
 from .pairs import Pairs, convert_pairs
 from .writer import Dataset
@@ -26,6 +26,7 @@ EXAMPLES = """
 %(prog)s cityscapes
 %(prog)s mapillary --version v2.0 --max-size 2048
 %(prog)s ade20k
+%(prog)s camvid --root CamVid
 %(prog)s pairs --images train --categories categories.json --semantic labels \\
   --instances instances.json --output panoptic_train
 """
@@ -44,6 +45,7 @@ def parser() -> CommandParser:
     _add_cityscapes(converters)
     _add_mapillary(converters)
     _add_ade20k(converters)
+    _add_camvid(converters)
     _add_pairs(converters)
     for converter in converters.choices.values():
         converter.add_argument("--workers", type=int, default=os.cpu_count(), help="processes")
@@ -103,6 +105,37 @@ def _add_ade20k(converters: argparse._SubParsersAction) -> None:
     parser.set_defaults(
         convert=lambda args: _print_register(
             ade20k.convert_ade20k(args.root, args.splits, args.workers)
+        )
+    )
+
+
+def _add_camvid(converters: argparse._SubParsersAction) -> None:
+    parser = converters.add_parser(
+        "camvid",
+        help="CamVid's labels of 32 colours, or the SegNet tutorial's of 12 values",
+        examples="%(prog)s --root CamVid",
+        description="Instances of cars, pedestrians and bicyclists are the connected regions of "
+        f"their class; those below {camvid.MIN_AREA} pixels become void.",
+    )
+    _add_root(parser, "camvid")
+    parser.add_argument(
+        "--output",
+        default=_default_root("camvid_panoptic"),
+        metavar="DIR",
+        help="folder to write to; configs/camvid look for %(default)s",
+    )
+    _add_splits(parser, camvid.SPLITS)
+    parser.add_argument(
+        "--max-size",
+        type=_positive,
+        default=camvid.MAX_SIZE,
+        metavar="N",
+        help="most pixels of the longer side; larger images and labels are made smaller "
+        "(%(default)s, what configs/camvid are for)",
+    )
+    parser.set_defaults(
+        convert=lambda args: _print_register(
+            camvid.convert_camvid(args.root, args.output, args.splits, args.max_size, args.workers)
         )
     )
 

@@ -11,15 +11,13 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-import cv2
 import numpy as np
 
 from spatialflow.data.categories import Categories, SegmentClass
 from spatialflow.data.coco_panoptic import is_segment_id, open_panoptic_json, read_categories
-from spatialflow.data.mapper import read_image
 from spatialflow.data.targets import measure_segments, read_panoptic_png
-from spatialflow.utils.files import replacing
 
+from .resize import limited_size, resize_map, write_resized
 from .writer import Converted, Dataset, Job, require_files, write_dataset
 
 SPLITS = ("training", "validation")
@@ -153,10 +151,7 @@ def _ids(ids: np.ndarray) -> set[int]:
 
 def _write_smaller(file_name: str, ids: np.ndarray, resizing: dict[str, Any]) -> np.ndarray:
     """Write the image at its new size, and return the (H, W) ids at that size."""
-    scale = min(1, resizing["max_size"] / max(ids.shape))
-    width, height = (max(1, round(n * scale)) for n in (ids.shape[1], ids.shape[0]))
-    pixels = read_image(os.path.join(resizing["from"], file_name), "BGR")
-    pixels = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA)
-    with replacing(os.path.join(resizing["to"], file_name)) as path:
-        cv2.imencode(os.path.splitext(file_name)[1], pixels)[1].tofile(path)
-    return cv2.resize(ids, (width, height), interpolation=cv2.INTER_NEAREST)
+    size = limited_size(ids.shape[0], ids.shape[1], resizing["max_size"])
+    image = os.path.join(resizing["from"], file_name)
+    write_resized(image, size, os.path.join(resizing["to"], file_name))
+    return resize_map(ids, size)
