@@ -10,10 +10,10 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format doctor clean distclean
+.PHONY: help install demo demo-street test lint format doctor clean distclean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1|\2/p' $(MAKEFILE_LIST) | \
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' $(MAKEFILE_LIST) | \
 		while IFS='|' read -r target text; do printf '%-16s %s\n' "$$target" "$$text"; done
 
 install: $(STAMP) ## make .venv with everything in it (again only when what it needs has changed)
@@ -28,6 +28,25 @@ demo: $(STAMP) ## train on toy scenes, evaluate, write pictures (CPU, minutes)
 	$(BIN)/spatialflow train $(TOY) $(ARGS)
 	$(BIN)/spatialflow draw $(TOY) --output output/toy/pictures \
 		--opts MODEL.WEIGHTS output/toy/model_final.pth
+
+# CAMVID: CamVid in one of its two public layouts, or in COCO panoptic format, which has this JSON.
+CAMVID ?=
+STREET ?= configs/camvid/spatialflow_lite0.yaml
+STREET_OUTPUT ?= output/street
+STREET_IS_PANOPTIC := $(wildcard $(CAMVID)/panoptic_train.json)
+STREET_DATA := $(abspath $(if $(STREET_IS_PANOPTIC),$(CAMVID),datasets/camvid_panoptic))
+street_entry = ["camvid_panoptic_$1", "$(STREET_DATA)/$1", \
+	"$(STREET_DATA)/panoptic_$1", "$(STREET_DATA)/panoptic_$1.json"]
+STREET_OPTS = DATASETS.REGISTER '[$(call street_entry,train), $(call street_entry,val)]' \
+	OUTPUT_DIR $(STREET_OUTPUT)
+demo-street: $(STAMP) ## train on CamVid, CAMVID=FOLDER, evaluate, write pictures (CPU, half an hour)
+	@test -d "$(CAMVID)" || { echo "error: name CamVid's folder: make demo-street CAMVID=FOLDER;" \
+		"datasets/README.md shows what is in it" >&2; exit 2; }
+	$(if $(STREET_IS_PANOPTIC),,$(BIN)/spatialflow convert camvid --root "$(CAMVID)" \
+		--output $(STREET_DATA) --splits train val)
+	$(BIN)/spatialflow train --config-file $(STREET) $(STREET_OPTS) $(ARGS)
+	$(BIN)/spatialflow draw --config-file $(STREET) --output $(STREET_OUTPUT)/pictures \
+		--opts $(STREET_OPTS) MODEL.WEIGHTS $(STREET_OUTPUT)/model_final.pth
 
 # Two processes; the tests of a file stay together, since they may share a slow fixture.
 test: $(STAMP) ## run the test suite

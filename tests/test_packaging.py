@@ -57,7 +57,7 @@ def test_config_dir__in_the_repository():
     assert config_dir() == ROOT / "configs"
 
 
-def test_wheel__carries_commands_configs_and_report_and_finds_them(tmp_path):
+def test_wheel__carries_commands_configs_weights_and_report_and_finds_them(tmp_path):
     source = tmp_path / "source"
     leave = shutil.ignore_patterns("__pycache__", "*.egg-info")
     for folder in ("spatialflow", "configs"):
@@ -88,6 +88,10 @@ def test_wheel__carries_commands_configs_and_report_and_finds_them(tmp_path):
     assert {f.name for f in (installed / assets).iterdir()} == {
         f.name for f in (ROOT / assets).iterdir()
     }
+    checkpoints = Path("spatialflow", "model_zoo", "checkpoints")
+    shipped = [f.relative_to(ROOT) for f in (ROOT / checkpoints).rglob("*.pth")]
+    assert shipped and all((installed / f).is_file() for f in shipped)
+    assert all((installed / f).with_suffix(".json").is_file() for f in shipped)
     (entry_points,) = installed.glob("*.dist-info/entry_points.txt")
     assert "spatialflow = spatialflow.cli:main" in entry_points.read_text()
     for name in ("train", "demo", "toy"):

@@ -237,7 +237,7 @@ def prepare_datasets(
             load_dataset_dicts(name)
         _check_same_classes(name, names[0], categories)
     if names:
-        _set_or_check_counts(cfg, names[0], categories[names[0]])
+        set_class_counts(cfg, names[0], categories[names[0]])
 
 
 def register_entries(cfg: CfgNode) -> list[list[str]]:
@@ -327,7 +327,18 @@ def plain_name(name: str) -> str:
     return name.replace("-other", "").replace("-merged", "")
 
 
-def _set_or_check_counts(cfg: CfgNode, name: str, categories: Categories) -> None:
+def set_class_counts(cfg: CfgNode, name: str, categories: Categories) -> None:
+    """Set the class counts that are unset, and compare the others.
+
+    Args:
+        cfg: not frozen; changed in place.
+        name: name of the dataset, for the messages.
+        categories: its classes.
+
+    Raises:
+        ValueError: a count or MODEL.SEM_SEG_HEAD.THING_LABELS is set to something else, or the
+            dataset has no thing.
+    """
     if not categories.things:
         raise ValueError(f"Dataset {name} has no thing class; detection needs at least one.")
     for key, kind in _CLASS_COUNT_KEYS.items():

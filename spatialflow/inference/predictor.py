@@ -23,6 +23,7 @@ from spatialflow.config import (
     read_key,
 )
 from spatialflow.data import Categories, PanopticMapper, dataset_categories, prepare_datasets
+from spatialflow.model_zoo.shipped import set_shipped_classes
 from spatialflow.modeling.adapters import configured_class
 
 from . import load_model
@@ -36,7 +37,8 @@ CHANNELS_TO_BGR = {1: cv2.COLOR_GRAY2BGR, 4: cv2.COLOR_BGRA2BGR}
 class Predictor:
     """A trained model that takes pictures one by one.
 
-    The dataset it was trained on need not be there: without it the classes go by numbers.
+    The dataset it was trained on need not be there: without it the classes go by numbers, except
+    for weights that come with the project, which have their names.
 
     Args:
         config: a config, or the path of a config file.
@@ -224,7 +226,10 @@ def as_bgr(image: np.ndarray) -> np.ndarray:
 
 
 def _find_categories(cfg: CfgNode) -> Categories:
-    """Classes of the config's dataset, numbered ones where it is missing; sets class counts."""
+    """Classes of the weights or the config's dataset, else numbered ones; sets class counts."""
+    shipped = set_shipped_classes(cfg)
+    if shipped is not None:
+        return shipped
     names = [*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN]
     keys = configured_class(cfg).class_counts
     known = bool(keys) and not any(class_count_is_unset(cfg, key) for key in keys)

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import difflib
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +18,8 @@ from torch import nn
 from spatialflow.checkpoint import SafeCheckpointer
 from spatialflow.config import config_dir, load_config
 from spatialflow.data import prepare_datasets
+
+from .shipped import read_card, set_shipped_classes, shipped_configs, shipped_weights
 
 PART_PREFIX = "Base-"
 """Files whose name begins with it are parts of configs, for ``_BASE_``."""
@@ -49,21 +52,35 @@ def get_config_file(config_path: str) -> str:
     return str(config_dir() / config_path)
 
 
+def config_name(config_file: str) -> str | None:
+    """The name of a config file, as :func:`config_names` has it; None for a file elsewhere."""
+    path = Path(config_file).resolve()
+    if not path.is_relative_to(config_dir()):
+        return None
+    return path.relative_to(config_dir()).as_posix()
+
+
 def get_checkpoint_url(config_path: str) -> str:
-    """The URL of the weights that were trained with a config.
+    """The path of the weights that were trained with a config and come with the project.
 
     Args:
         config_path: one of :func:`config_names`.
 
     Raises:
-        ValueError: there is no config of that name.
-        RuntimeError: there are no weights for it, which so far is true of all configs.
+        ValueError: there is no config of that name, or the weights are damaged.
+        FileNotFoundError: the weights file is missing.
+        RuntimeError: there are no weights for it.
     """
     get_config_file(config_path)
+    if config_path in shipped_configs():
+        weights = shipped_weights(config_path)
+        read_card(weights)
+        return str(weights)
     raise RuntimeError(
-        f"No trained weights have been released for {config_path} yet. Train it with train_net.py, "
-        "or convert the authors' weights for configs/released/ "
-        "(spatialflow convert-checkpoint), and set MODEL.WEIGHTS to the file."
+        f"No trained weights have been released for {config_path} yet; there are some for "
+        f"{', '.join(shipped_configs())}. Train it with train_net.py, or convert the authors' "
+        "weights for configs/released/ (spatialflow convert-checkpoint), and set MODEL.WEIGHTS to "
+        "the file."
     )
 
 
@@ -92,7 +109,7 @@ def get(config_path: str, trained: bool = False, device: str | None = None) -> n
 
     Args:
         config_path: one of :func:`config_names`. Class counts are those of its dataset, whose
-            images need not be there.
+            images need not be there, or of its trained weights, which need no dataset.
         trained: see :func:`get_config`. Otherwise it has the weights that training starts from.
         device: instead of the config's; without CUDA it is the CPU.
 
@@ -107,7 +124,8 @@ def get(config_path: str, trained: bool = False, device: str | None = None) -> n
         device = "cpu"
     if isinstance(cfg, CfgNode):
         cfg.MODEL.DEVICE = device or cfg.MODEL.DEVICE
-        prepare_datasets(cfg, check_files=False)
+        if set_shipped_classes(cfg) is None:
+            prepare_datasets(cfg, check_files=False)
         model, weights = build_model(cfg), cfg.MODEL.WEIGHTS
         heads_weights = "" if trained else cfg.MODEL.SPATIALFLOW.HEADS_WEIGHTS
     else:

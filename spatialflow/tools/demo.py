@@ -10,13 +10,15 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from detectron2.config import CfgNode
 from panopticapi.utils import id2rgb
 from tqdm import tqdm
 
 from spatialflow.config import load_config
 from spatialflow.data.mapper import read_image
-from spatialflow.errors import UserError, message_for_user
+from spatialflow.errors import UsageError, UserError, message_for_user
 from spatialflow.inference.predictor import Predictor
+from spatialflow.model_zoo import config_name, get_checkpoint_url, get_config_file, shipped_configs
 from spatialflow.paths import refuse_overwriting
 from spatialflow.utils.command_parser import CommandParser, add_import_argument
 from spatialflow.utils.files import write_image
@@ -26,7 +28,13 @@ PICTURE, IDS, SEGMENTS = "_panoptic.png", "_ids.png", "_segments.json"
 """What a name of a result ends with."""
 
 
+DEFAULT_MODEL = "camvid/spatialflow_lite0.yaml"
+"""The config whose weights, which come with the project, are used when none is named."""
+
 EXAMPLES = """
+# the street model that comes with the project
+%(prog)s --input street.jpg --output drawn
+# a config with weights of yours, or without them those that come with the project
 %(prog)s --input street.jpg photos/ --output drawn --config-file configs/toy/spatialflow_toy.yaml \\
   --opts MODEL.WEIGHTS output/toy/model_final.pth
 # segments and maps of ids too
@@ -44,7 +52,10 @@ def parser() -> CommandParser:
         "--input", nargs="+", required=True, help="image files, folders of images, or globs"
     )
     parser.add_argument("--output", required=True, type=Path, help="folder of the results")
-    parser.add_argument("--config-file", required=True, help="config the weights belong to")
+    parser.add_argument(
+        "--config-file",
+        help=f"config the weights belong to (default: {DEFAULT_MODEL} with its trained weights)",
+    )
     parser.add_argument(
         "--json",
         action="store_true",
@@ -57,6 +68,37 @@ def parser() -> CommandParser:
         help="KEY VALUE overrides, last on the line, such as MODEL.WEIGHTS w.pth MODEL.DEVICE cpu",
     )
     return parser
+
+
+def read_config(config_file: str | None, opts: list[str]) -> CfgNode:
+    """The config; without weights in the overrides, with those that come with the project.
+
+    Args:
+        config_file: path of a config, or None for :data:`DEFAULT_MODEL`.
+        opts: ``KEY VALUE ...`` overrides.
+
+    Raises:
+        UsageError: weights without a config.
+        UserError: no config is named and the weights of the default one are not there.
+    """
+    weights_named = "MODEL.WEIGHTS" in opts[::2]
+    if config_file is None and weights_named:
+        raise UsageError(
+            "MODEL.WEIGHTS needs the --config-file that the weights were trained with."
+        )
+    if config_file is None:
+        if DEFAULT_MODEL not in shipped_configs():
+            raise UserError(
+                f"The weights of the default model, {DEFAULT_MODEL}, do not come with this "
+                "version. Name another config: --config-file, with its weights in --opts "
+                f"MODEL.WEIGHTS, or one of {', '.join(shipped_configs())}, whose weights do."
+            )
+        config_file = get_config_file(DEFAULT_MODEL)
+    cfg = load_config(config_file, opts)
+    name = config_name(config_file)
+    if not weights_named and name in shipped_configs():
+        cfg.MODEL.WEIGHTS = get_checkpoint_url(name)
+    return cfg
 
 
 def find_images(inputs: list[str], output: Path) -> list[Path]:
@@ -153,7 +195,7 @@ def run(args: argparse.Namespace) -> int:
     outputs = [args.output / name for name in output_names(images)]
     written = [path for output in outputs for path in paths_of_results(output, args.json)]
     refuse_overwriting(written, images)
-    predictor = Predictor(load_config(args.config_file, args.opts))
+    predictor = Predictor(read_config(args.config_file, args.opts))
     args.output.mkdir(parents=True, exist_ok=True)
     failed = 0
     for image_file, output in tqdm(list(zip(images, outputs, strict=True)), unit="image"):

@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from detectron2.config import CfgNode
 
 from spatialflow.model_zoo import get_config
+from spatialflow.model_zoo.shipped import Card, read_card, shipped_configs, shipped_weights
 
 from .results import DETECTION_RESULTS, PANOPTIC_RESULTS, Metrics, Result
 
+_SHIPPED = "weights come with the project"
 _HEAD = """\
 # Model zoo
 
@@ -19,7 +21,8 @@ Made by `spatialflow zoo > MODEL_ZOO.md` from the configs and
 *Published* are the papers' numbers: tables and figures of the journal paper ("SpatialFlow: Bridging
 All Tasks for Panoptic Segmentation", TCSVT 2020) and, as "Report", those of the COCO 2019 challenge
 report; for the released weights they are from the README of the authors' code. *Measured* are this
-project's, with the config as it is; "-" is not measured. Training is iterations x batch size, at
+project's, with the config as it is; "-" is not measured. Where weights come with the project, it is
+measured with them, and `get(..., trained=True)` has them. Training is iterations x batch size, at
 the shorter side in pixels.
 
 ```python
@@ -91,9 +94,12 @@ def _table(results: Sequence[Result], metrics: tuple[str, str, str]) -> str:
     published = f"published {' / '.join(metrics)}"
     headers = ["config", "backbone", "training", "split", published, "measured", "source"]
     rows = [headers, ["---"] * len(headers)]
+    shipped = shipped_configs()
     for result in results:
         cfg = get_config(result.config)
         source = "; ".join(result.sources)
+        card = read_card(shipped_weights(result.config)) if result.config in shipped else None
+        note = "; ".join(filter(None, [result.note, _SHIPPED if card else ""]))
         rows.append(
             [
                 f"[{result.config.removesuffix('.yaml')}](configs/{result.config})",
@@ -101,11 +107,15 @@ def _table(results: Sequence[Result], metrics: tuple[str, str, str]) -> str:
                 describe_training(cfg),
                 result.split,
                 _numbers(result.published),
-                _numbers(result.measured),
-                f"{source} ({result.note})" if source and result.note else source or result.note,
+                _numbers(_of_card(card) if card else result.measured),
+                f"{source} ({note})" if source and note else source or note,
             ]
         )
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _of_card(card: Card) -> Metrics:
+    return card.results["PQ"], card.results["PQ_th"], card.results["PQ_st"]
 
 
 def _numbers(metrics: Metrics | None) -> str:
