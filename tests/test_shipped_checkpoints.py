@@ -22,7 +22,7 @@ from spatialflow.inference import load_model
 from spatialflow.model_zoo import shipped
 from spatialflow.tools import demo, toy
 
-TOY = "toy/spatialflow_toy_small.yaml"
+TOY = "toy/spatialflow_toy_lite0.yaml"
 CLASS_NAMES = {*toy.THINGS.values(), *toy.STUFF.values()}
 BAND = 0.1
 """How far PQ may be from the card's on another machine, in percent."""
@@ -148,7 +148,7 @@ def no_json(weights):
 
 
 def lacking_card(weights):
-    weights.with_suffix(".json").write_text('{"config": "toy/spatialflow_toy_small.yaml"}')
+    weights.with_suffix(".json").write_text('{"config": "toy/spatialflow_toy_lite0.yaml"}')
 
 
 @pytest.mark.parametrize(
@@ -156,15 +156,15 @@ def lacking_card(weights):
     [
         (
             no_weights,
-            "Weights file .*spatialflow_toy_small.pth not found. Install the project again",
+            "Weights file .*spatialflow_toy_lite0.pth not found. Install the project again",
         ),
-        (other_weights, "spatialflow_toy_small.pth is damaged or is not .*its SHA-256 differs"),
-        (no_json, "spatialflow_toy_small.json is not valid JSON"),
-        (lacking_card, "spatialflow_toy_small.json is no card of weights"),
+        (other_weights, "spatialflow_toy_lite0.pth is damaged or is not .*its SHA-256 differs"),
+        (no_json, "spatialflow_toy_lite0.json is not valid JSON"),
+        (lacking_card, "spatialflow_toy_lite0.json is no card of weights"),
     ],
 )
 def test_damaged_files_are_named(copied, damage, message):
-    damage(copied / "toy" / "spatialflow_toy_small.pth")
+    damage(copied / "toy" / "spatialflow_toy_lite0.pth")
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         model_zoo.get(TOY, trained=True)
 
@@ -189,7 +189,7 @@ def test_shipping__half_precision_measured_and_described(
     (weights.parent / "config.yaml").write_text(cfg.dump())
     licences = ["--weights-licence", "free", "--data-licence", "none"]
     ship_checkpoint.main(["--config", TOY, "--weights", str(weights), *licences])
-    card = shipped.read_card(copied / "toy" / "spatialflow_toy_small.pth")
+    card = shipped.read_card(copied / "toy" / "spatialflow_toy_lite0.pth")
     assert card.seed == cfg.SEED and card.command.endswith(f"SEED {cfg.SEED}")
     assert card.licences == {"code": "Apache-2.0", "weights": "free", "data": "none"}
     assert 0 < card.results["PQ"] <= 100
@@ -197,4 +197,4 @@ def test_shipping__half_precision_measured_and_described(
     monkeypatch.setattr(ship_checkpoint, "MAX_BYTES", 1000)
     with pytest.raises(SystemExit, match="more than 1000"):
         ship_checkpoint.main(["--config", TOY, "--weights", str(weights), *licences])
-    assert shipped.read_card(copied / "toy" / "spatialflow_toy_small.pth") == card
+    assert shipped.read_card(copied / "toy" / "spatialflow_toy_lite0.pth") == card

