@@ -188,7 +188,7 @@ def class_count_is_unset(cfg: CN, key: str) -> bool:
 
     It is 0 then. Of the counts that the meta-architecture does not name in its ``class_counts``,
     those of Detectron2's models, Detectron2's default stands for it as well: it is what they have
-    if a config says nothing.
+    if a config says nothing. The module of the meta-architecture is imported before this is asked.
 
     Args:
         cfg: a config.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from detectron2.config import get_cfg
 
+import spatialflow.modeling  # noqa: F401  the models say which class counts they read
 from spatialflow.config import add_spatialflow_config, class_count_is_unset, config_dir, load_config
 
 BASE = str(config_dir() / "Base-SpatialFlow.yaml")

@@ -7,6 +7,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import COCOPanopticEvaluator, SemSegEvaluator
 from panoptic_folder import CATEGORIES, ROAD, write_cityscapes
 
+import spatialflow.modeling  # noqa: F401  the models say which class counts they read
 from spatialflow.config import add_spatialflow_config
 from spatialflow.data import (
     dataset_categories,
