@@ -96,9 +96,16 @@ def add_spatialflow_config(cfg: CN) -> None:
     cfg.MODEL.TIMM.DROP_PATH = 0.0
     # Batch norms use the statistics of the weights and keep them; False: they train.
     cfg.MODEL.TIMM.NORM_EVAL = True
+    # Pixels of the image to a cell of a ResNet's last feature; below 32 dilation takes the place of
+    # the strides of res5 (16) and of res4 and res5 (8).
+    cfg.MODEL.RESNETS.OUTPUT_STRIDE = 32
+    add_jsis_net_config(cfg)
 
     # Library that resizes images: "pil" (Detectron2; antialiased when it shrinks) or "cv2".
     cfg.INPUT.RESIZE_WITH = "pil"
+    # Height and width that every image is resized to whatever its shape, in training and in
+    # evaluation; () resizes by the shorter side, as MIN_SIZE_TRAIN and MIN_SIZE_TEST say.
+    cfg.INPUT.FIXED_SIZE = ()
 
     # Datasets in COCO panoptic format to register, each [name, image folder, PNG folder, JSON];
     # relative paths are below $DETECTRON2_DATASETS (default: ./datasets).
@@ -147,6 +154,26 @@ def add_spatialflow_config(cfg: CN) -> None:
     # The total batch size that BASE_LR and the schedule were chosen for. Training refuses to start
     # with another IMS_PER_BATCH until the schedule and this key are set to match.
     cfg.SOLVER.REFERENCE_IMS_PER_BATCH = cfg.SOLVER.IMS_PER_BATCH
+
+
+def add_jsis_net_config(cfg: CN) -> None:
+    """Add the keys of JSIS-Net that Detectron2 has no key for, with the paper's values.
+
+    Args:
+        cfg: changed in place.
+    """
+    cfg.MODEL.JSIS_NET = CN()
+    # Channels of the features that both branches share, and of the pyramid pooling.
+    cfg.MODEL.JSIS_NET.CHANNELS = 512
+    # Width of the three bottlenecks on each region; their output has four times as many channels.
+    # "The final layers of ResNet-50" (Sec. 2.1) may also be read as res5: 512.
+    cfg.MODEL.JSIS_NET.REGION_WIDTH = 256
+    # Norm of everything but the ResNet.
+    cfg.MODEL.JSIS_NET.NORM = "BN"
+    # lambda_5 (Table 2). The others are MODEL.RPN.LOSS_WEIGHT and BBOX_REG_LOSS_WEIGHT,
+    # MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_WEIGHT, MODEL.SEM_SEG_HEAD.LOSS_WEIGHT and
+    # SOLVER.WEIGHT_DECAY; lambda_3 of the classes is 1.
+    cfg.MODEL.JSIS_NET.MASK_LOSS_WEIGHT = 0.3
 
 
 def load_config(config_file: str, opts: Sequence[str] = ()) -> CN:

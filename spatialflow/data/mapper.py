@@ -54,26 +54,53 @@ class Cv2ResizeShortestEdge(PilResizeShortestEdge):
     transform = Cv2ResizeTransform
 
 
+class FixedResize(T.Augmentation):
+    """Resize to one size, whatever the shape of the image.
+
+    Args:
+        size: height and width.
+        transform: the transform that resizes.
+    """
+
+    def __init__(self, size: Sequence[int], transform: type[T.ResizeTransform]):
+        super().__init__()
+        self.size = tuple(size)
+        self.transform = transform
+
+    def get_transform(self, image: np.ndarray) -> T.Transform:
+        """The transform for an (H, W, C) image."""
+        return self.transform(*image.shape[:2], *self.size, Image.Resampling.BILINEAR)
+
+
 RESIZE_WITH = {"pil": PilResizeShortestEdge, "cv2": Cv2ResizeShortestEdge}
 
 
-def resize_shortest_edge(
+def build_resize(
     cfg: CfgNode, shorter: int | Sequence[int], longer: int, sample_style: str = "choice"
-) -> T.ResizeShortestEdge:
-    """Detectron2's resize by the library that the config names, to 1 pixel a side at least.
+) -> T.Augmentation:
+    """The resize to INPUT.FIXED_SIZE if there is one, otherwise by the shorter side.
+
+    The latter is Detectron2's, by the library that the config names, to 1 pixel a side at least.
 
     Args:
-        cfg: INPUT.RESIZE_WITH is read.
+        cfg: INPUT.RESIZE_WITH and INPUT.FIXED_SIZE are read.
         shorter: the shorter side in pixels, or what to sample it from.
         longer: the longer side at most, in pixels.
         sample_style: ``sample_style`` of Detectron2's ``ResizeShortestEdge``.
 
     Raises:
-        ValueError: INPUT.RESIZE_WITH is neither "pil" nor "cv2".
+        ValueError: INPUT.RESIZE_WITH is neither "pil" nor "cv2"; INPUT.FIXED_SIZE is no height and
+            width.
     """
     if cfg.INPUT.RESIZE_WITH not in RESIZE_WITH:
         raise ValueError(f'INPUT.RESIZE_WITH is "pil" or "cv2", not {cfg.INPUT.RESIZE_WITH!r}.')
-    return RESIZE_WITH[cfg.INPUT.RESIZE_WITH](shorter, longer, sample_style)
+    resize = RESIZE_WITH[cfg.INPUT.RESIZE_WITH]
+    size = cfg.INPUT.FIXED_SIZE
+    if not len(size):
+        return resize(shorter, longer, sample_style)
+    if len(size) != 2 or min(size) < 1:
+        raise ValueError(f"INPUT.FIXED_SIZE is {size}; give a height and a width in pixels, or ().")
+    return FixedResize(size, resize.transform)
 
 
 class PanopticMapper(DatasetMapper):
@@ -96,7 +123,7 @@ class PanopticMapper(DatasetMapper):
         if not is_train and takes_original_images(cfg):
             args["augmentations"] = []
         args["augmentations"] = [
-            resize_shortest_edge(cfg, a.short_edge_length, a.max_size, a.sample_style)
+            build_resize(cfg, a.short_edge_length, a.max_size, a.sample_style)
             if isinstance(a, T.ResizeShortestEdge)
             else a
             for a in args["augmentations"]

@@ -9,7 +9,7 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 
 from spatialflow.data.file_names import file_below
-from spatialflow.modeling.panoptic import Merge, most_likely_labels
+from spatialflow.modeling.panoptic import Merge
 from spatialflow.saved.raw_outputs import FOLDER, RawOutputs, save_raw_output
 
 from .ground_truth import PanopticGroundTruth
@@ -50,7 +50,7 @@ class RawOutputWriter(DatasetEvaluator):
         for image, output in zip(inputs, outputs, strict=True):
             stem = os.path.splitext(self._file_names[image["image_id"]])[0]
             file_name = file_below(FOLDER, f"{stem}.npz")
-            labels = most_likely_labels(output["sem_seg"])
+            labels = self._merge.labels_of(output["sem_seg"])
             save_raw_output(os.path.join(self._output_dir, file_name), output["instances"], labels)
             self._written[image["image_id"]] = file_name
 

@@ -120,7 +120,8 @@ class EnsembleWithTTA(PanopticModel):
                         kept.append(ViewFeatures(member, batch, outputs.mask_features))
         mean: list[Any] = [] if stuff.value is None else [stuff.value]
         if labels_only:
-            mean = [StuffLabels(most_likely_labels(scores), len(scores)) for scores in mean]
+            labels_of = most_likely_labels if self.merge is None else self.merge.labels_of
+            mean = [StuffLabels(labels_of(scores), len(scores)) for scores in mean]
         return FirstPass([Instances.cat(candidates)] if candidates else [], mean, kept)
 
     def select(self, candidates: Instances) -> Instances:

@@ -14,7 +14,7 @@ from detectron2.data import transforms as T
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
-from spatialflow.data.mapper import resize_shortest_edge
+from spatialflow.data.mapper import build_resize
 
 
 class View(NamedTuple):
@@ -39,9 +39,16 @@ def views_from_config(cfg: CfgNode) -> list[View]:
     """
     aug = cfg.TEST.AUG
     if not aug.ENABLED:
-        resize = resize_shortest_edge(cfg, cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
+        resize = build_resize(cfg, cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
         return [View(resize, flip=False, weight=1.0)]
     scales = aug.SCALES or [(aug.MAX_SIZE, size) for size in aug.MIN_SIZES]
+    if len(cfg.INPUT.FIXED_SIZE):
+        if aug.SCALES:
+            raise ValueError(
+                "TEST.AUG.SCALES has no effect with INPUT.FIXED_SIZE, which all views have; leave "
+                "one of them empty."
+            )
+        scales = [(max(cfg.INPUT.FIXED_SIZE), min(cfg.INPUT.FIXED_SIZE))]
     weights = aug.WEIGHTS or [1.0] * len(scales)
     if len(weights) != len(scales) or any(weight <= 0 for weight in weights):
         raise ValueError(
@@ -51,7 +58,7 @@ def views_from_config(cfg: CfgNode) -> list[View]:
     views = []
     for scale, weight in zip(scales, weights, strict=True):
         longer, shorter = _parse_scale(scale)
-        resize = resize_shortest_edge(cfg, shorter, longer)
+        resize = build_resize(cfg, shorter, longer)
         flips = (False, True) if aug.FLIP else (False,)
         views += [View(resize, flip, weight) for flip in flips]
     return views

@@ -3,6 +3,7 @@
 from . import rcnn, timm_backbone, timm_vit  # noqa: F401  register adapters and backbones
 from .adapters import as_panoptic_model, register_adapter
 from .backbone import build_spatialflow_resnet_fpn_backbone
+from .jsis_net import JSISNet
 from .panoptic import MERGE_REGISTRY, HeuristicMerge, Merge
 from .panoptic_model import PanopticModel
 from .spatialflow import SpatialFlow
@@ -10,6 +11,7 @@ from .spatialflow import SpatialFlow
 __all__ = [
     "MERGE_REGISTRY",
     "HeuristicMerge",
+    "JSISNet",
     "Merge",
     "PanopticModel",
     "SpatialFlow",

@@ -68,6 +68,12 @@ def _normalised(in_channels: int, out_channels: int, norm: str) -> Conv2d:
 
 
 @BACKBONE_REGISTRY.register()
+def build_spatialflow_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
+    """Build a ResNet without a pyramid from a config, see :func:`build_resnet`."""
+    return build_resnet(cfg, input_shape)
+
+
+@BACKBONE_REGISTRY.register()
 def build_spatialflow_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
     """Build P3 to P7 on a ResNet from a config."""
     bottom_up = build_resnet(cfg, input_shape)
@@ -108,7 +114,8 @@ def build_p6_p7(cfg: CfgNode, in_channels: int, in_feature: str) -> P6P7:
 def build_resnet(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
     """Detectron2's ResNet, whose deformable stages and SyncBN run on every installation.
 
-    Reads the same keys, and loads the same checkpoints, as Detectron2's ``build_resnet_backbone``.
+    Reads the same keys, and loads the same checkpoints, as Detectron2's ``build_resnet_backbone``;
+    with ``MODEL.RESNETS.OUTPUT_STRIDE`` dilation takes the place of later strides.
 
     Raises:
         ValueError: deformable stages in a ResNet without bottlenecks.
@@ -125,6 +132,7 @@ def build_resnet(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
     resnets.DEFORM_ON_PER_STAGE = [False] * len(deformable)
     resnets.NORM = norm_for_processes(resnets.NORM, cfg.MODEL.DEVICE)
     resnet = build_resnet_backbone(cfg, input_shape)
+    dilate(resnet, resnets.OUTPUT_STRIDE)
     # Stages after the last one that is needed do not exist.
     for on, stage in zip(deformable, resnet.stages, strict=False):
         for i, block in enumerate(stage if on else ()):
@@ -134,3 +142,32 @@ def build_resnet(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
                 deformable_groups=resnets.DEFORM_NUM_GROUPS,
             )
     return resnet
+
+
+def dilate(resnet: ResNet, output_stride: int) -> None:
+    """Give stages dilation in place of their stride once the features have an output stride.
+
+    All 3x3 convolutions of such a stage are dilated, those of its first block too, as Detectron2
+    does it for res5 alone (Chen et al., "Rethinking Atrous Convolution", 2017, Sec. 3.1). Weights
+    keep names and shapes.
+
+    Args:
+        resnet: changed in place.
+        output_stride: pixels of the image to a cell of the last feature, at most.
+    """
+    stride, dilation = resnet.stem.stride, 1
+    for name, stage in zip(resnet.stage_names, resnet.stages, strict=True):
+        if stride * stage[0].stride > output_stride:
+            dilation *= stage[0].stride
+            stage[0].stride = 1
+            for conv in _convolutions(stage):
+                conv.stride = (1, 1)
+        for conv in _convolutions(stage):
+            if dilation > 1 and conv.kernel_size != (1, 1):
+                conv.padding = conv.dilation = tuple(dilation * d for d in conv.dilation)
+        stride *= stage[0].stride
+        resnet._out_feature_strides[name] = stride
+
+
+def _convolutions(stage: nn.Module) -> list[nn.Conv2d]:
+    return [module for module in stage.modules() if isinstance(module, nn.Conv2d)]

@@ -52,7 +52,8 @@ def check_config(cfg: CfgNode, class_counts: Sequence[str]) -> None:
     Raises:
         ValueError: a class count is not set, or a key that is not read has been changed.
     """
-    _check_class_counts(cfg, class_counts)
+    things, stuff = class_counts
+    check_class_counts(cfg, (things, stuff) if cfg.MODEL.SPATIALFLOW.STUFF_ON else (things,))
     for key, allowed, instead in UNREAD_KEYS:
         value = read_key(cfg, key)
         if value not in allowed:
@@ -62,12 +63,12 @@ def check_config(cfg: CfgNode, class_counts: Sequence[str]) -> None:
             )
 
 
-def _check_class_counts(cfg: CfgNode, class_counts: Sequence[str]) -> None:
-    things, stuff = class_counts
-    for key in (things, stuff) if cfg.MODEL.SPATIALFLOW.STUFF_ON else (things,):
+def check_class_counts(cfg: CfgNode, class_counts: Sequence[str]) -> None:
+    """Raise a ValueError when one of the keys of a model's class counts is not set."""
+    for key in class_counts:
         if read_key(cfg, key) == CLASS_COUNT_UNSET:
             raise ValueError(
                 f"{key} is not set. Call spatialflow.data.prepare_datasets(cfg) before the model "
-                f"is built, which takes the class counts from the dataset, or set {things} and "
-                f"{stuff}."
+                "is built, which takes the class counts from the dataset, or set "
+                f"{' and '.join(class_counts)}."
             )

@@ -9,8 +9,8 @@ from detectron2.utils import comm
 
 logger = logging.getLogger(__name__)
 
-PARTS_WITH_NORM = ("RESNETS", "FPN", "ROI_MASK_HEAD", "SEM_SEG_HEAD")
-"""Those below cfg.MODEL with a key NORM that SpatialFlow reads."""
+PARTS_WITH_NORM = ("RESNETS", "FPN", "ROI_MASK_HEAD", "SEM_SEG_HEAD", "JSIS_NET")
+"""Those below cfg.MODEL with a key NORM that a model of this project reads."""
 
 
 def norm_for_processes(norm: str, device: str) -> str:

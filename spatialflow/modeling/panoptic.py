@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Collection
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from detectron2.config import CfgNode
@@ -32,7 +32,13 @@ class Merge(ABC):
 
     A subclass is a frozen dataclass whose fields are its settings (numbers, strings, None and
     tuples of them), registered in :data:`MERGE_REGISTRY`.
+
+    Attributes:
+        reads_probabilities: whether instances need ``pred_mask_probs`` (N, M, M), the probabilities
+            that the model predicted for their boxes, besides ``pred_masks``.
     """
+
+    reads_probabilities: ClassVar[bool] = False
 
     def __call__(self, instances: Instances, stuff_scores: Tensor) -> tuple[Tensor, list[dict]]:
         """The map (H, W) int32, 0 for void, and its segments; see :func:`merge_panoptic`.
@@ -41,17 +47,25 @@ class Merge(ABC):
             instances: ``pred_masks``, ``pred_boxes``, ``scores`` and ``pred_classes``.
             stuff_scores: (S, H, W).
         """
-        return self.from_labels(instances, most_likely_labels(stuff_scores), len(stuff_scores))
+        return self.from_labels(instances, self.labels_of(stuff_scores), len(stuff_scores))
 
     def usable(self, instances: Instances) -> Instances:
         """Those of the instances of an image that can be on the map: by default all."""
         return instances
 
+    def labels_of(self, stuff_scores: Tensor) -> Tensor:
+        """What :meth:`from_labels` needs of the scores (S, H, W), in integers.
+
+        By default it is the best label of each pixel, (H, W) int64. A merge that needs more has it
+        in further maps, (P, H, W), the first of which is that of the best labels it uses.
+        """
+        return most_likely_labels(stuff_scores)
+
     @abstractmethod
     def from_labels(
         self, instances: Instances, stuff_labels: Tensor, num_stuff_labels: int
     ) -> tuple[Tensor, list[dict]]:
-        """As the call, from the best stuff label (H, W) int64 of each pixel instead of scores."""
+        """As the call, from what :meth:`labels_of` returned instead of scores."""
 
     def as_dict(self) -> dict[str, Any]:
         """Name and settings, for JSON."""
@@ -172,7 +186,7 @@ def merge_panoptic(
         )
     if box_fill_min_free is not None:
         fill_boxes(panoptic, boxes[order], box_fill_min_free)
-    return _describe(panoptic, scores[order], classes[order], num_stuff_labels)
+    return describe_segments(panoptic, scores[order], classes[order], num_stuff_labels)
 
 
 def is_confident(scores: Tensor, score_thresh: float) -> Tensor:
@@ -273,10 +287,20 @@ def _windows(masks: Tensor) -> list[tuple[slice, slice]]:
     ]
 
 
-def _describe(
+def describe_segments(
     panoptic: Tensor, scores: Tensor, classes: Tensor, num_stuff_labels: int
 ) -> tuple[Tensor, list[dict]]:
-    """Number the segments from 1 without gaps and list them."""
+    """Number the segments from 1 without gaps and list them.
+
+    Args:
+        panoptic: (H, W) int32 with i + 1 where instance i is, N + 1 + l where stuff label l is,
+            and 0 for void.
+        scores, classes: (N,) of the instances.
+        num_stuff_labels: S.
+
+    Returns:
+        As :func:`merge_panoptic`.
+    """
     num_things = len(scores)
     areas = torch.bincount(panoptic.flatten(), minlength=1 + num_things + num_stuff_labels).tolist()
     score_of, class_of = scores.tolist(), classes.tolist()

@@ -33,7 +33,7 @@ Sizes = Sequence[tuple[int, int]]
 
 
 class StuffLabels(NamedTuple):
-    """The best stuff label of each pixel of an image, (H, W) int64, and how many labels exist."""
+    """What the merge's ``labels_of`` gives for an image, and how many stuff labels exist."""
 
     labels: Tensor
     num_labels: int
@@ -258,9 +258,10 @@ class PanopticModel(nn.Module):
     def stuff_labels(
         self, dense: Any, image_sizes: Sizes, output_sizes: Sizes
     ) -> list[StuffLabels]:
-        """The best of :meth:`stuff_scores`; a model may get them with less memory."""
+        """The labels of :meth:`stuff_scores`; a model may get them with less memory."""
         scores = self.stuff_scores(dense, image_sizes, output_sizes)
-        return [StuffLabels(most_likely_labels(x), len(x)) for x in scores]
+        labels_of = most_likely_labels if self.merge is None else self.merge.labels_of
+        return [StuffLabels(labels_of(x), len(x)) for x in scores]
 
     def mask_features(self, dense: Any) -> Any:
         """Only what :meth:`predict_masks` needs, so that the rest can be freed."""
@@ -279,8 +280,13 @@ class PanopticModel(nn.Module):
         raise NotImplementedError
 
     def attach_masks(self, instances: Instances, masks: Tensor) -> None:
-        """Set ``pred_masks`` (n, H, W) bool from what :meth:`predict_masks` returned."""
+        """Set ``pred_masks`` (n, H, W) bool from what :meth:`predict_masks` returned.
+
+        For a merge that reads them the probabilities are kept as ``pred_mask_probs``.
+        """
         instances.pred_masks = paste_masks(masks, instances)
+        if self.merge is not None and self.merge.reads_probabilities:
+            instances.pred_mask_probs = masks
 
     def fuse(self) -> None:
         """Replace parts in place by faster ones of equal results, for inference only."""

@@ -2,7 +2,8 @@
 
 A folder of raw outputs has ``raw_outputs.json`` (:class:`RawOutputs`) and, under ``raw_outputs/``,
 an ``.npz`` an image: boxes, scores and classes of the instances, their masks run-length encoded as
-in COCO, and the stuff labels as a PNG. Nothing of it is pickled.
+in COCO, and the stuff labels as a PNG; for a merge that reads them, the probabilities that were
+predicted for their boxes as well. Nothing of it is pickled.
 """
 
 from __future__ import annotations
@@ -31,13 +32,18 @@ def save_raw_output(path: str, instances: Instances, stuff_labels: Tensor) -> No
 
     Args:
         path: path of the ``.npz``.
-        instances: ``pred_boxes``, ``scores``, ``pred_classes`` and ``pred_masks`` (N, H, W) bool.
-        stuff_labels: (H, W) integers below 256.
+        instances: ``pred_boxes``, ``scores``, ``pred_classes``, ``pred_masks`` (N, H, W) bool and,
+            if the merge reads them, ``pred_mask_probs`` (N, M, M).
+        stuff_labels: (H, W) or (P, H, W) integers below 256, what the merge's ``labels_of`` gave.
     """
     masks = instances.pred_masks.cpu().numpy().view(np.uint8)
     # Encoded by columns; OpenCV's transposition is many times faster than numpy's or torch's.
     runs = [mask_util.encode(cv2.transpose(mask).T)["counts"] for mask in masks]
-    _, png = cv2.imencode(".png", stuff_labels.cpu().numpy().astype(np.uint8))
+    rows = stuff_labels.flatten(0, -2)  # further maps below the first
+    _, png = cv2.imencode(".png", rows.cpu().numpy().astype(np.uint8))
+    probabilities = {}
+    if instances.has("pred_mask_probs"):
+        probabilities["mask_probs"] = instances.pred_mask_probs.cpu().numpy()
     os.makedirs(os.path.dirname(path), exist_ok=True)
     np.savez_compressed(
         path,
@@ -47,6 +53,8 @@ def save_raw_output(path: str, instances: Instances, stuff_labels: Tensor) -> No
         mask_runs=np.frombuffer(b"".join(runs), np.uint8),
         mask_ends=np.cumsum([len(r) for r in runs], dtype=np.int64),
         stuff_png=png,
+        stuff_shape=np.array(stuff_labels.shape),
+        **probabilities,
     )
 
 
@@ -60,10 +68,11 @@ def load_raw_output(path: str) -> tuple[Instances, Tensor]:
     try:
         with np.load(path, allow_pickle=False) as stored:
             arrays = dict(stored)
-        labels = cv2.imdecode(arrays["stuff_png"], cv2.IMREAD_UNCHANGED)
+        rows = cv2.imdecode(arrays["stuff_png"], cv2.IMREAD_UNCHANGED)
+        labels = rows.reshape(arrays["stuff_shape"])
         runs, ends = arrays["mask_runs"].tobytes(), arrays["mask_ends"].tolist()
         rles = [
-            {"size": list(labels.shape), "counts": runs[start:end]}
+            {"size": list(labels.shape[-2:]), "counts": runs[start:end]}
             for start, end in zip([0, *ends], ends, strict=False)
         ]
         masks = [cv2.transpose(mask_util.decode(rle).T) for rle in rles]
@@ -71,12 +80,15 @@ def load_raw_output(path: str) -> tuple[Instances, Tensor]:
         raise FileNotFoundError(f"Raw output {path} not found.") from e
     except Exception as e:  # whatever zip, PNG and RLE readers raise on damaged data
         raise ValueError(f"Raw output {path} cannot be read: {type(e).__name__}: {e}") from e
-    instances = Instances(labels.shape)
+    size = labels.shape[-2:]
+    instances = Instances(size)
     instances.pred_boxes = Boxes(torch.from_numpy(arrays["boxes"]))
     instances.scores = torch.from_numpy(arrays["scores"])
     instances.pred_classes = torch.from_numpy(arrays["classes"])
-    stack = np.array(masks, np.uint8).reshape(-1, *labels.shape)
+    stack = np.array(masks, np.uint8).reshape(-1, *size)
     instances.pred_masks = torch.from_numpy(stack.view(bool))
+    if "mask_probs" in arrays:
+        instances.pred_mask_probs = torch.from_numpy(arrays["mask_probs"])
     return instances, torch.from_numpy(labels.astype(np.int64))
 
 

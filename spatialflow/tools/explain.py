@@ -151,10 +151,11 @@ def _explain_image(pair: ImagePair, raw: RawOutputs | None, categories: list[dic
     if raw is None:
         return np.stack([*tables, np.zeros_like(tables[0])])
     instances, labels = raw.load(pair.predicted["image_id"])
+    best_labels = labels.reshape(-1, *truth.shape)[0].numpy()  # what else a merge needs follows
     best = best_merge(
         instances.pred_masks.numpy(),
         np.array(raw.thing_ids)[instances.pred_classes.numpy()],
-        np.array(raw.stuff_ids)[labels.numpy()],
+        np.array(raw.stuff_ids)[best_labels],
         index_map(truth, segments, pair.truth_png),
         segments,
         frozenset(raw.thing_ids),
