@@ -44,6 +44,7 @@ def shrunk(name: str) -> CfgNode:
     model.FPN.OUT_CHANNELS = model.ROI_MASK_HEAD.CONV_DIM = width
     model.SEM_SEG_HEAD.CONVS_DIM = 32
     model.ROI_BOX_HEAD.FC_DIM = 16
+    model.JSIS_NET.CHANNELS = model.JSIS_NET.REGION_WIDTH = 32
     model.RETINANET.NUM_CLASSES = model.ROI_HEADS.NUM_CLASSES = 8
     model.SEM_SEG_HEAD.NUM_CLASSES = NUM_STUFF
     # Some detections from random weights, and few of them.
@@ -101,8 +102,9 @@ def test_trains_a_step_and_infers(name):
     if cfg.MODEL.CLASS_LAYERS.TRAIN_ONLY:
         assert changed == {n for n in before if n.startswith(class_layers_of(cfg))}
     else:
-        last = ("backbone.bottom_up.res5", "backbone.bottom_up.model", "backbone.net.model")
-        assert any(name.startswith(last) for name in changed)
+        last = f"backbone.bottom_up.{cfg.MODEL.RESNETS.OUT_FEATURES[-1]}."
+        trained = (last, last.replace(".bottom_up", ""), "backbone.bottom_up.model.")
+        assert any(name.startswith((*trained, "backbone.net.model.")) for name in changed)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
