@@ -78,6 +78,8 @@ def test_descriptions():
     cfg = model_zoo.get_config("Cityscapes/spatialflow_R_50.yaml")
     assert describe_backbone(cfg) == "R-50"
     assert describe_training(cfg) == "65,000 x 8, 512 to 2048 px, crops of 512 x 1024"
+    cfg = model_zoo.get_config("JSIS-Net/jsis_net_R_50_vistas.yaml")
+    assert describe_training(cfg) == "171,000 x 2, 512 x 1024 px"
 
 
 @pytest.mark.parametrize("build", [resnext50_32x4d, resnet18])

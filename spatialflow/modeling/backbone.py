@@ -132,7 +132,7 @@ def build_resnet(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
     resnets.DEFORM_ON_PER_STAGE = [False] * len(deformable)
     resnets.NORM = norm_for_processes(resnets.NORM, cfg.MODEL.DEVICE)
     resnet = build_resnet_backbone(cfg, input_shape)
-    dilate(resnet, resnets.OUTPUT_STRIDE)
+    dilate(resnet, resnets.get("OUTPUT_STRIDE", 32))  # no key of Detectron2's own configs
     # Stages after the last one that is needed do not exist.
     for on, stage in zip(deformable, resnet.stages, strict=False):
         for i, block in enumerate(stage if on else ()):

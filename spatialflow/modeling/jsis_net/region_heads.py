@@ -182,7 +182,7 @@ class RegionHeads(ROIHeads):
 
 
 def build_region_layers(in_channels: int, width: int, norm: str) -> nn.Sequential:
-    """"The final layers of ResNet-50", on each region: three bottlenecks that keep the size.
+    """ "The final layers of ResNet-50", on each region: three bottlenecks that keep the size.
 
     *Reading*: the trunk is all of ResNet-50, and these are new layers like its last.
 

@@ -20,9 +20,10 @@ Made by `spatialflow zoo > MODEL_ZOO.md` from the configs and
 
 *Published* are the papers' numbers: tables and figures of the journal paper ("SpatialFlow: Bridging
 All Tasks for Panoptic Segmentation", TCSVT 2020) and, as "Report", those of the COCO 2019 challenge
-report; for the released weights they are from the README of the authors' code. *Measured* are this
-project's, with the config as it is; "-" is not measured. Where weights come with the project, it is
-measured with them, and `get(..., trained=True)` has them. Training is iterations x batch size, at
+report; for the released weights they are from the README of the authors' code. The other systems'
+are from their own papers. *Measured* are this project's, with the config as it is; "-" is not
+measured. Where weights come with the project, it is measured with them, and `get(..., trained=True)`
+has them. Training is iterations x batch size, at
 the shorter side in pixels.
 
 ```python
@@ -82,9 +83,10 @@ def describe_backbone(cfg: CfgNode) -> str:
 
 
 def describe_training(cfg: CfgNode) -> str:
-    """Iterations, batch size and shorter sides: 295,720 x 8, 800 px."""
+    """Iterations, batch size, and shorter sides or the one size: 295,720 x 8, 800 px."""
     separator = " to " if cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING == "range" else ", "
-    sides = separator.join(str(side) for side in cfg.INPUT.MIN_SIZE_TRAIN)
+    sides = separator.join(map(str, cfg.INPUT.MIN_SIZE_TRAIN))
+    sides = " x ".join(map(str, cfg.INPUT.FIXED_SIZE)) or sides
     crop = " x ".join(map(str, cfg.INPUT.CROP.SIZE))
     crop = f", crops of {crop}" if cfg.INPUT.CROP.ENABLED else ""
     return f"{cfg.SOLVER.MAX_ITER:,} x {cfg.SOLVER.IMS_PER_BATCH}, {sides} px{crop}"

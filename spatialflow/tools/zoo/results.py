@@ -15,7 +15,8 @@ class Result(NamedTuple):
         config: its name, see :func:`spatialflow.model_zoo.config_names`.
         split: the split that the numbers belong to.
         published: None where there is no number.
-        sources: "table: row" of the journal paper, "Report table: row" of the challenge report.
+        sources: "table: row" of the journal paper, "Report table: row" of the challenge report,
+            "JSIS-Net table: row" of that paper.
         measured: numbers measured with this project and this config; None: not measured yet.
         note: what is needed for the numbers besides the config.
     """
@@ -29,6 +30,7 @@ class Result(NamedTuple):
 
 
 COCO_VAL, COCO_TEST, CITYSCAPES_VAL = "COCO val2017", "COCO test-dev", "Cityscapes val"
+VISTAS_VAL = "Mapillary Vistas val"
 MULTI_SCALE = "multi-scale testing"
 ENSEMBLE = "published with HTC as the third member, here Detectron2's Cascade Mask R-CNN"
 FOR_TTA = "trains the weights of the next"
@@ -249,18 +251,27 @@ _FROM_RETINANET = [
         note="the same, of one listed at 40.4 box AP",
     ),
     Result("own_data/spatialflow_R_50_from_retinanet.yaml", "yours", note="to copy"),
+_JSIS_NET = [
+    Result(f"JSIS-Net/{name}.yaml", split, published, (f"JSIS-Net Table 1: {row}",))
+    for name, split, published, row in (
+        ("jsis_net_R_50", COCO_VAL, (26.9, 29.3, 23.3), "COCO val"),
+        ("jsis_net_R_50", COCO_TEST, (27.2, 29.6, 23.4), "COCO test-dev"),
+        ("jsis_net_R_50_vistas", VISTAS_VAL, (17.6, 10.0, 27.5), "Mapillary Vistas val"),
+    )
 ]
 
 _OTHERS = [
     Result("panoptic_fpn/panoptic_fpn_R_50_20e.yaml", COCO_VAL),
     Result("camvid/spatialflow_R_18_small.yaml", "CamVid val"),
     Result("camvid/panoptic_fpn_R_18_small.yaml", "CamVid val"),
+    Result("camvid/jsis_net_R_18_small.yaml", "CamVid val"),
     Result("camvid/spatialflow_R_50_GN.yaml", "CamVid val"),
     Result("camvid/panoptic_fpn_R_50_GN.yaml", "CamVid val"),
     Result("toy/spatialflow_toy.yaml", "toy val", measured=(85.3, 82.4, 88.2)),
     Result("toy/spatialflow_toy.yaml", "toy val", measured=(84.5, 81.4, 87.6)),
     Result("toy/spatialflow_toy_lite0.yaml", "toy val"),
     Result("toy/panoptic_fpn_toy.yaml", "toy val"),
+    Result("toy/jsis_net_toy.yaml", "toy val"),
     Result("toy/spatialflow_toy_tta.yaml", "toy val", note=MULTI_SCALE),
     Result("toy/ensemble_toy.yaml", "toy val", note="the two before together"),
     Result("toy/ablations/naive.yaml", "toy val"),
@@ -285,7 +296,8 @@ PANOPTIC_RESULTS = {
     "Backbones of timm": _TIMM,
     "Ablations on COCO": _COCO_ABLATIONS,
     "Ablations on Cityscapes": _CITYSCAPES_ABLATIONS,
-    "Small data, and Panoptic FPN to compare with": _OTHERS,
+    "JSIS-Net": _JSIS_NET,
+    "Small data, and other models to compare with": _OTHERS,
 }
 """Results by the heading they stand under."""
 
