@@ -277,6 +277,23 @@ def test_unusable_files_are_named(cfg, folder, key, damage, message):
     assert one[key] in str(e.value)
 
 
+@pytest.mark.parametrize("resize_with", ["pil", "cv2"])
+def test_a_fixed_size_distorts_image_and_targets_alike(cfg, folder, resize_with):
+    cfg.INPUT.RESIZE_WITH, cfg.INPUT.FIXED_SIZE = resize_with, (50, 30)
+    sample = PanopticMapper(cfg, True)(load(folder)[0])
+    assert sample["image"].shape[1:] == sample["sem_seg"].shape == (50, 30)
+    assert sample["instances"].image_size == (50, 30)
+    assert sample["instances"].gt_masks.tensor.shape[1:] == (50, 30)
+    assert PanopticMapper(cfg, False)(load(folder)[0])["image"].shape[1:] == (50, 30)
+
+
+@pytest.mark.parametrize("size", [(400,), (0, 400), (400, 400, 3)])
+def test_a_fixed_size_is_height_and_width(cfg, size):
+    cfg.INPUT.FIXED_SIZE = size
+    with pytest.raises(ValueError, match="INPUT.FIXED_SIZE is .*a height and a width"):
+        PanopticMapper(cfg, True)
+
+
 def test_an_unknown_resize_library_is_refused(cfg):
     cfg.INPUT.RESIZE_WITH = "magick"
     with pytest.raises(ValueError, match="INPUT.RESIZE_WITH .*'magick'"):

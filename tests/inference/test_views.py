@@ -78,6 +78,16 @@ def test_bad_keys_are_named(cfg, key, value, message):
         views_from_config(cfg)
 
 
+def test_a_fixed_size_is_that_of_all_views(cfg):
+    cfg.INPUT.FIXED_SIZE = (40, 30)
+    assert shapes(cfg) == [((40, 30), False, 1.0)]
+    cfg.TEST.AUG.ENABLED = True
+    assert shapes(cfg) == [((40, 30), False, 1.0), ((40, 30), True, 1.0)]
+    cfg.TEST.AUG.SCALES = [[100, 90]]
+    with pytest.raises(ValueError, match=r"TEST\.AUG\.SCALES has no effect with INPUT\.FIXED_SIZE"):
+        views_from_config(cfg)
+
+
 def test_flipping_boxes_twice_brings_them_back():
     boxes = torch.tensor([[0.0, 1, 10, 5], [90, 2, 100, 3]])
     instances = Instances((50, 100), pred_boxes=Boxes(boxes), scores=torch.ones(2))

@@ -1,4 +1,4 @@
-"""The Pyramid Pooling Module of the semantic branch (Sec. 2.1; Zhao et al., CVPR 2017, Sec. 3.2)."""
+"""The Pyramid Pooling Module of the semantic branch (Sec. 2.1; Zhao et al., CVPR 2017)."""
 
 from __future__ import annotations
 

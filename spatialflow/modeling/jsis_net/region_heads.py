@@ -7,6 +7,7 @@ of the pooled regions (7), M = 4 P that of a predicted mask.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -79,7 +80,7 @@ class RegionHeads(ROIHeads):
         box_predictor: FastRCNNOutputLayers,
         mask_head: MaskHead,
         mask_loss_weight: float,
-        **kwargs,
+        **kwargs: Any,
     ):
         super().__init__(**kwargs)
         self.pooler = pooler

@@ -8,9 +8,9 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from detectron2.layers import Conv2d
+from fvcore.nn import weight_init
 from torch import Tensor, nn
 
-from ..layers import initialize
 from ..loss_normalizer import mean_over_processes
 from ..stuff_head import stuff_loss
 from .pyramid_pooling import PyramidPooling
@@ -45,7 +45,7 @@ class SemanticHead(nn.Module):
         super().__init__()
         self.pooling = PyramidPooling(channels, norm)
         self.predictor = Conv2d(channels, num_labels, kernel_size=1)
-        initialize(self.predictor, "normal")
+        weight_init.c2_xavier_fill(self.predictor)
         self.deconv = nn.ConvTranspose2d(num_labels, num_labels, 4, stride=UPSAMPLING, padding=1)
         _fill_bilinear(self.deconv)
         self.scale_factor = stride // UPSAMPLING
