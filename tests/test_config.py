@@ -74,7 +74,8 @@ def test_keys_are_added_to_detectron2s_and_to_no_other_config():
 def test_detectron2s_own_keys_keep_their_defaults():
     cfg, plain = get_cfg(), get_cfg()
     add_spatialflow_config(cfg)
-    cfg.MODEL.SEM_SEG_HEAD.pop("THING_LABELS")  # this project's
+    for part, key in (("SEM_SEG_HEAD", "THING_LABELS"), ("RESNETS", "OUTPUT_STRIDE")):
+        cfg.MODEL[part].pop(key)  # this project's
     assert {key: cfg.MODEL[key] for key in plain.MODEL} == plain.MODEL
 
 

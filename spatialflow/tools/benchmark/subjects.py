@@ -56,7 +56,7 @@ def build(config: str, device: str) -> BenchmarkModel:
         if isinstance(module, BottleneckBlock):
             # Without trained batch norms the features would grow from block to block, beyond the
             # range of half precision.
-            module.conv3.norm.weight.fill_(0.1)
+            nn.init.constant_(module.conv3.norm.weight, 0.1)
     return BenchmarkModel(model, as_panoptic_model(model, cfg))
 
 
