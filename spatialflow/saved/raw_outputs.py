@@ -69,7 +69,7 @@ def load_raw_output(path: str) -> tuple[Instances, Tensor]:
         with np.load(path, allow_pickle=False) as stored:
             arrays = dict(stored)
         rows = cv2.imdecode(arrays["stuff_png"], cv2.IMREAD_UNCHANGED)
-        labels = rows.reshape(arrays["stuff_shape"])
+        labels = rows.reshape(arrays.get("stuff_shape", rows.shape))  # once a single map
         runs, ends = arrays["mask_runs"].tobytes(), arrays["mask_ends"].tolist()
         rles = [
             {"size": list(labels.shape[-2:]), "counts": runs[start:end]}

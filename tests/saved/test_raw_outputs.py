@@ -51,6 +51,18 @@ def test_round_trip_is_exact(tmp_path_factory, seed, n, height, width):
     assert torch.equal(loaded_labels, labels) and loaded_labels.dtype == torch.int64
 
 
+def test_what_other_merges_read_makes_the_round_trip_too(tmp_path):
+    instances, _ = random_output(3, 2, 5, 7)
+    instances.pred_mask_probs = torch.rand(2, 28, 28)
+    maps = torch.randint(0, 255, (4, 5, 7))
+    path = str(tmp_path / "a.npz")
+    save_raw_output(path, instances, maps)
+    loaded, loaded_maps = load_raw_output(path)
+    assert torch.equal(loaded_maps, maps)
+    assert torch.equal(loaded.pred_mask_probs, instances.pred_mask_probs)
+    assert torch.equal(loaded.pred_masks, instances.pred_masks)
+
+
 def test_merged_again_it_is_what_was_evaluated(register, tmp_path):
     results = evaluate_noisy(register, tmp_path)
     raw = RawOutputs.open(str(tmp_path))
