@@ -251,6 +251,8 @@ _FROM_RETINANET = [
         note="the same, of one listed at 40.4 box AP",
     ),
     Result("own_data/spatialflow_R_50_from_retinanet.yaml", "yours", note="to copy"),
+]
+
 _JSIS_NET = [
     Result(f"JSIS-Net/{name}.yaml", split, published, (f"JSIS-Net Table 1: {row}",))
     for name, split, published, row in (
@@ -268,7 +270,6 @@ _OTHERS = [
     Result("camvid/spatialflow_R_50_GN.yaml", "CamVid val"),
     Result("camvid/panoptic_fpn_R_50_GN.yaml", "CamVid val"),
     Result("toy/spatialflow_toy.yaml", "toy val", measured=(85.3, 82.4, 88.2)),
-    Result("toy/spatialflow_toy.yaml", "toy val", measured=(84.5, 81.4, 87.6)),
     Result("toy/spatialflow_toy_lite0.yaml", "toy val"),
     Result("toy/panoptic_fpn_toy.yaml", "toy val"),
     Result("toy/jsis_net_toy.yaml", "toy val"),
