@@ -22,9 +22,9 @@ Made by `spatialflow zoo > MODEL_ZOO.md` from the configs and
 All Tasks for Panoptic Segmentation", TCSVT 2020) and, as "Report", those of the COCO 2019 challenge
 report; for the released weights they are from the README of the authors' code. The other systems'
 are from their own papers. *Measured* are this project's, with the config as it is; "-" is not
-measured. Where weights come with the project, it is measured with them, and `get(..., trained=True)`
-has them. Training is iterations x batch size, at
-the shorter side in pixels.
+measured. Where weights come with the project, it is measured with them, and
+`get(..., trained=True)` has them. Training is iterations x batch size, at the shorter side in
+pixels.
 
 ```python
 from spatialflow import model_zoo
