@@ -155,6 +155,30 @@ def add_spatialflow_config(cfg: CN) -> None:
     # with another IMS_PER_BATCH until the schedule and this key are set to match.
     cfg.SOLVER.REFERENCE_IMS_PER_BATCH = cfg.SOLVER.IMS_PER_BATCH
 
+    _add_htc_config(cfg)
+
+
+def _add_htc_config(cfg: CN) -> None:
+    """Add the keys of Hybrid Task Cascade with the values of its paper (Chen et al., CVPR 2019).
+
+    Besides ``MODEL.ROI_BOX_CASCADE_HEAD`` it reads what Detectron2's R-CNNs read, and
+    ``MODEL.SEM_SEG_HEAD`` for its semantic branch; ``configs/HTC/Base-HTC.yaml`` has HTC's values.
+    """
+    cfg.MODEL.HTC = CN()
+    # Weights of the losses of the stages, alpha (Sec. 3.3); a stage for each of
+    # MODEL.ROI_BOX_CASCADE_HEAD.IOUS.
+    cfg.MODEL.HTC.STAGE_LOSS_WEIGHTS = [1.0, 0.5, 0.25]
+    # Train each mask head on the boxes that the box head of its stage refined (Sec. 3.1).
+    cfg.MODEL.HTC.INTERLEAVED = True
+    # Each mask head reads the features of the mask head before it (Sec. 3.1).
+    cfg.MODEL.HTC.MASK_FLOW = True
+    # The heads that read the semantic branch: any of "box" and "mask" (Sec. 3.2).
+    cfg.MODEL.HTC.SEMANTIC_FUSION = ["box", "mask"]
+    # 0: the semantic branch has the stuff labels of the dataset, and the model is a panoptic one.
+    # Another number, 183 of COCO-stuff in the authors' weights: it has these labels, is trained if
+    # the dataset's are among them, and no stuff is predicted.
+    cfg.MODEL.HTC.COCO_STUFF_LABELS = 0
+
 
 def add_jsis_net_config(cfg: CN) -> None:
     """Add the keys of JSIS-Net that Detectron2 has no key for, with the paper's values.

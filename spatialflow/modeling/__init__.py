@@ -4,6 +4,7 @@ from . import rcnn, timm_backbone, timm_vit  # noqa: F401  register adapters and
 from .adapters import as_panoptic_model, register_adapter
 from .backbone import build_spatialflow_resnet_fpn_backbone
 from .jsis_net import JSISNet
+from .htc import HybridTaskCascade
 from .panoptic import MERGE_REGISTRY, HeuristicMerge, Merge
 from .panoptic_model import PanopticModel
 from .spatialflow import SpatialFlow
@@ -12,6 +13,7 @@ __all__ = [
     "MERGE_REGISTRY",
     "HeuristicMerge",
     "JSISNet",
+    "HybridTaskCascade",
     "Merge",
     "PanopticModel",
     "SpatialFlow",

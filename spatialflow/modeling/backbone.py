@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from detectron2.config import CfgNode
 from detectron2.layers import Conv2d, ShapeSpec, get_norm
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
-from detectron2.modeling.backbone.fpn import FPN, LastLevelP6P7
+from detectron2.modeling.backbone.fpn import FPN, LastLevelMaxPool, LastLevelP6P7
 from detectron2.modeling.backbone.resnet import ResNet, build_resnet_backbone
 from fvcore.nn import weight_init
 from torch import Tensor, nn
@@ -109,6 +109,12 @@ def build_p6_p7(cfg: CfgNode, in_channels: int, in_feature: str) -> P6P7:
         cfg.MODEL.SPATIALFLOW.P7_RELU,
         in_feature,
     )
+
+
+@BACKBONE_REGISTRY.register()
+def build_p2_p6_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
+    """Build P2 to P6 on :func:`build_resnet`: Detectron2's R-CNN backbone with the project's DCN."""
+    return build_pyramid(cfg, build_resnet(cfg, input_shape), LastLevelMaxPool())
 
 
 def build_resnet(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:

@@ -52,8 +52,7 @@ def check_config(cfg: CfgNode, class_counts: Sequence[str]) -> None:
     Raises:
         ValueError: a class count is not set, or a key that is not read has been changed.
     """
-    things, stuff = class_counts
-    check_class_counts(cfg, (things, stuff) if cfg.MODEL.SPATIALFLOW.STUFF_ON else (things,))
+    check_class_counts(cfg, class_counts if cfg.MODEL.SPATIALFLOW.STUFF_ON else class_counts[:1])
     for key, allowed, instead in UNREAD_KEYS:
         value = read_key(cfg, key)
         if value not in allowed:
@@ -64,11 +63,11 @@ def check_config(cfg: CfgNode, class_counts: Sequence[str]) -> None:
 
 
 def check_class_counts(cfg: CfgNode, class_counts: Sequence[str]) -> None:
-    """Raise a ValueError when one of the keys of a model's class counts is not set."""
+    """Raise a ValueError when one of the class counts that a model needs is not set."""
     for key in class_counts:
         if read_key(cfg, key) == CLASS_COUNT_UNSET:
             raise ValueError(
                 f"{key} is not set. Call spatialflow.data.prepare_datasets(cfg) before the model "
-                "is built, which takes the class counts from the dataset, or set "
+                f"is built, which takes the class counts from the dataset, or set "
                 f"{' and '.join(class_counts)}."
             )

@@ -97,7 +97,7 @@ class ThingHead(nn.Module):
         if pooled.device.type == "cpu" and not torch.jit.is_tracing():
             split = (x.split(REGIONS_AT_A_TIME_ON_CPU) for x in (pooled, torch.cat(classes)))
             parts = zip(*split, strict=True)
-        logits = torch.cat([_of_class(self.mask_head.layers(x), c) for x, c in parts])
+        logits = torch.cat([of_class(self.mask_head.layers(x), c) for x, c in parts])
         return list(logits.float().sigmoid().split([b.tensor.shape[0] for b in boxes]))
 
     @torch.no_grad()
@@ -190,11 +190,11 @@ def mask_loss(logits: Tensor, classes: Tensor, targets: Tensor) -> Tensor:
     Returns:
         The sum over regions of the mean over pixels.
     """
-    chosen = _of_class(logits, classes)
+    chosen = of_class(logits, classes)
     loss = F.binary_cross_entropy_with_logits(chosen, targets.to(chosen.dtype), reduction="none")
     return loss.mean(dim=(1, 2)).sum()
 
 
-def _of_class(logits: Tensor, classes: Tensor) -> Tensor:
+def of_class(logits: Tensor, classes: Tensor) -> Tensor:
     """(R, M, M) of (R, K, M, M): the channel of each region's class."""
     return logits[torch.arange(logits.shape[0], device=logits.device), classes]

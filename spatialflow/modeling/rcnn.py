@@ -78,15 +78,13 @@ class RCNNModel(PanopticModel):
         self, dense: RCNNDense, image_sizes: Sizes, output_sizes: Sizes
     ) -> list[Instances]:
         """The detections of the RPN and the box head, at the output size."""
-        # The proposal generator reads the sizes alone.
-        images = ImageList(next(iter(dense.pyramid.values())), list(image_sizes))
-        proposals, _ = self.model.proposal_generator(images, dense.pyramid, None)
-        # Detectron2's own seam between boxes and masks, which subclasses override as well.
-        found = self.model.roi_heads._forward_box(dense.pyramid, proposals)
-        return [
-            detector_postprocess(instances, *size)
-            for instances, size in zip(found, output_sizes, strict=True)
-        ]
+        return detect_regions(
+            self.model.proposal_generator,
+            self.model.roi_heads,
+            dense.pyramid,
+            image_sizes,
+            output_sizes,
+        )
 
     def mask_features(self, dense: RCNNDense) -> dict[str, Tensor]:
         """The levels that masks are predicted from."""
@@ -96,15 +94,7 @@ class RCNNModel(PanopticModel):
         self, features: dict[str, Tensor], instances: list[Instances], image_sizes: Sizes
     ) -> list[Tensor]:
         """See :class:`PanopticModel`."""
-        scaled = []
-        for found, (height, width) in zip(instances, image_sizes, strict=True):
-            boxes = found.pred_boxes.clone()
-            boxes.scale(width / found.image_size[1], height / found.image_size[0])
-            scaled.append(
-                Instances((height, width), pred_boxes=boxes, pred_classes=found.pred_classes)
-            )
-        results = self.model.roi_heads.forward_with_given_boxes(features, scaled)
-        return [torch.squeeze(r.pred_masks, dim=1) for r in results]
+        return region_masks(self.model.roi_heads, features, instances, image_sizes)
 
     def class_logits(self) -> ClassLogits:
         """See :class:`PanopticModel`."""
@@ -160,3 +150,44 @@ class PanopticFPNModel(RCNNModel):
                 dense.stuff, image_sizes, output_sizes, strict=True
             )
         ]
+
+
+def detect_regions(
+    proposal_generator: nn.Module,
+    roi_heads: StandardROIHeads,
+    features: dict[str, Tensor],
+    image_sizes: Sizes,
+    output_sizes: Sizes,
+) -> list[Instances]:
+    """The detections of an RPN and region heads, without masks, at the output size.
+
+    Args:
+        proposal_generator, roi_heads: in evaluation mode.
+        features: what they read, by name.
+        image_sizes, output_sizes: see :meth:`PanopticModel.find_candidates`.
+    """
+    # The proposal generator reads the sizes alone.
+    images = ImageList(next(iter(features.values())), list(image_sizes))
+    proposals, _ = proposal_generator(images, features, None)
+    # Detectron2's own seam between boxes and masks, which subclasses override as well.
+    found = roi_heads._forward_box(features, proposals)
+    return [
+        detector_postprocess(instances, *size)
+        for instances, size in zip(found, output_sizes, strict=True)
+    ]
+
+
+def region_masks(
+    roi_heads: StandardROIHeads,
+    features: dict[str, Tensor],
+    instances: list[Instances],
+    image_sizes: Sizes,
+) -> list[Tensor]:
+    """Mask probabilities by region heads; see :meth:`PanopticModel.predict_masks`."""
+    scaled = []
+    for found, (height, width) in zip(instances, image_sizes, strict=True):
+        boxes = found.pred_boxes.clone()
+        boxes.scale(width / found.image_size[1], height / found.image_size[0])
+        scaled.append(Instances((height, width), pred_boxes=boxes, pred_classes=found.pred_classes))
+    results = roi_heads.forward_with_given_boxes(features, scaled)
+    return [torch.squeeze(r.pred_masks, dim=1) for r in results]
