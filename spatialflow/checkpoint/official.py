@@ -9,13 +9,12 @@ labels are the category ids in ascending order, 'other' (183) among them, where 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
 
-from .torchvision_weights import PREFIX
-from .torchvision_weights import rename as rename_resnet
+from .mmdetection import Rules, plus, rename_by, renamed
 
 OTHER_CATEGORY_ID = 183
 """The category that the authors give to all things on the stuff map."""
@@ -24,16 +23,11 @@ CLS, REG, STUFF = "bbox_head.retina_cls.", "bbox_head.retina_reg.", "stuff_head.
 """Their layers whose output channels have another order here."""
 
 
-def _plus(number: int, template: str) -> Callable[[re.Match[str]], str]:
-    """A replacement for ``re.sub``: ``template`` with the first group, an integer, increased."""
-    return lambda match: match.expand(template).replace("#", str(int(match[1]) + number))
-
-
 # Theirs, ours. The sub-networks of things are called mask there.
-_RULES: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
-    (r"neck\.lateral_convs\.(\d)\.conv\.", _plus(3, "backbone.fpn_lateral#.")),
-    (r"neck\.fpn_convs\.([0-2])\.conv\.", _plus(3, "backbone.fpn_output#.")),
-    (r"neck\.fpn_convs\.([34])\.conv\.", _plus(3, "backbone.top_block.p#.")),
+_RULES: Rules = [
+    (r"neck\.lateral_convs\.(\d)\.conv\.", plus(3, "backbone.fpn_lateral#.")),
+    (r"neck\.fpn_convs\.([0-2])\.conv\.", plus(3, "backbone.fpn_output#.")),
+    (r"neck\.fpn_convs\.([34])\.conv\.", plus(3, "backbone.top_block.p#.")),
     (r"bbox_head\.(cls|reg|stuff)_convs\.(\d)\.conv\.", r"subnets.\1.\2.conv."),
     (r"bbox_head\.mask_convs\.(\d)\.conv\.", r"subnets.thing.\1.conv."),
     (r"bbox_head\.(cls|stuff)_spatial_flow_convs\.(\d)\.conv\.", r"subnets.\1.\2.flows.reg.conv."),
@@ -41,25 +35,18 @@ _RULES: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
     (r"bbox_head\.stuff_mask_flow_convs\.(\d)\.conv\.", r"subnets.thing.\1.flows.stuff.conv."),
     (re.escape(CLS), "detector.cls_score."),
     (re.escape(REG), "detector.bbox_pred."),
-    (r"mask_head\.convs\.(\d)\.conv\.", _plus(1, "thing_head.mask_head.mask_fcn#.")),
+    (r"mask_head\.convs\.(\d)\.conv\.", plus(1, "thing_head.mask_head.mask_fcn#.")),
     (r"mask_head\.upsample\.", "thing_head.mask_head.deconv."),
     (r"mask_head\.conv_logits\.", "thing_head.mask_head.predictor."),
-    (r"stuff_head\.lateral_convs\.(\d)\.(\d)\.conv\.", _plus(3, r"stuff_head.p#.\2.")),
-    (r"stuff_head\.lateral_convs\.(\d)\.(\d)\.gn\.", _plus(3, r"stuff_head.p#.\2.norm.")),
+    (r"stuff_head\.lateral_convs\.(\d)\.(\d)\.conv\.", plus(3, r"stuff_head.p#.\2.")),
+    (r"stuff_head\.lateral_convs\.(\d)\.(\d)\.gn\.", plus(3, r"stuff_head.p#.\2.norm.")),
     (re.escape(STUFF), "stuff_head.predictor."),
 ]
 
 
 def rename(key: str) -> str | None:
     """This project's name of one of their tensors; None for a name that they do not have."""
-    if key.startswith("backbone."):
-        name = PREFIX + rename_resnet(key.removeprefix("backbone."))
-        return name.replace(".conv2.conv_offset.", ".conv2_offset.")
-    for pattern, replacement in _RULES:
-        name, found = re.subn(f"^{pattern}", replacement, key)
-        if found:
-            return name
-    return None
+    return rename_by(_RULES, key)
 
 
 def other_label(stuff_category_ids: Iterable[int]) -> int:
@@ -90,13 +77,7 @@ def convert_state_dict(
         ValueError: names that they do not have, or a layer with another number of channels than
             the anchors or labels need.
     """
-    state = {k: v for k, v in state.items() if not k.endswith(".num_batches_tracked")}
-    names = {key: rename(key) for key in state}
-    unknown = [key for key, name in names.items() if name is None]
-    if unknown:
-        raise ValueError(
-            f"Not a checkpoint of the authors' SpatialFlow: it has {', '.join(sorted(unknown))}."
-        )
+    names = renamed(state, rename, "the authors' SpatialFlow")
     anchors = torch.arange(num_ratios * num_scales).view(num_ratios, num_scales).T.flatten()
     converted = {}
     for key, name in names.items():
@@ -105,33 +86,8 @@ def convert_state_dict(
             value = _reorder_anchors(key, value, anchors)
         elif key.startswith(STUFF):
             value = _other_first(key, value, other_label)
-        converted[str(name)] = value
+        converted[name] = value
     return converted
-
-
-def check_fit(weights: Mapping[str, Tensor], model_state: Mapping[str, Tensor]) -> None:
-    """Check that weights fill a model: no tensor too many, none too few, every shape right.
-
-    Args:
-        weights: the result of :func:`convert_state_dict`.
-        model_state: the model's state dict; only shapes are looked at.
-
-    Raises:
-        ValueError: names every tensor that does not fit.
-    """
-    needed = {k for k in model_state if not k.endswith(".num_batches_tracked")}
-    problems = [f"{key}: not in the weights" for key in sorted(needed - weights.keys())]
-    problems += [f"{key}: not in the model" for key in sorted(weights.keys() - needed)]
-    problems += [
-        f"{key}: {_size(weights[key])} in the weights, {_size(model_state[key])} in the model"
-        for key in sorted(needed & weights.keys())
-        if weights[key].shape != model_state[key].shape
-    ]
-    if problems:
-        raise ValueError(
-            "The weights do not fit the config's model. Is it the config of these weights? "
-            "Names are this project's:\n  " + "\n  ".join(problems)
-        )
 
 
 def _reorder_anchors(key: str, value: Tensor, order: Tensor) -> Tensor:
@@ -149,7 +105,3 @@ def _other_first(key: str, value: Tensor, other_label: int) -> Tensor:
         )
     order = [other_label, *(label for label in range(len(value)) if label != other_label)]
     return value[order]
-
-
-def _size(value: Tensor) -> str:
-    return "x".join(map(str, value.shape)) or "one number"

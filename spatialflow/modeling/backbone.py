@@ -113,7 +113,7 @@ def build_p6_p7(cfg: CfgNode, in_channels: int, in_feature: str) -> P6P7:
 
 @BACKBONE_REGISTRY.register()
 def build_p2_p6_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
-    """Build P2 to P6 on :func:`build_resnet`: Detectron2's R-CNN backbone with the project's DCN."""
+    """Detectron2's R-CNN backbone, P2 to P6, on :func:`build_resnet` with its deformable stages."""
     return build_pyramid(cfg, build_resnet(cfg, input_shape), LastLevelMaxPool())
 
 

@@ -11,7 +11,8 @@ from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 from golden import GOLDEN
 
 from spatialflow.checkpoint import load_tensors
-from spatialflow.checkpoint.official import check_fit, convert_state_dict, other_label, rename
+from spatialflow.checkpoint.mmdetection import check_fit
+from spatialflow.checkpoint.official import convert_state_dict, other_label, rename
 from spatialflow.cli import run_command
 from spatialflow.model_zoo import get_config, get_config_file
 

@@ -189,7 +189,8 @@ class HTCROIHeads(CascadeROIHeads):
     ) -> list[Instances]:
         """Detections: boxes of the last stage, scores of the stages' mean logits."""
         sizes = [x.image_size for x in proposals]
-        logits = []
+        logits: list[Tensor] = []
+        boxes: Sequence[Tensor] = ()
         for stage, predictor in enumerate(self.box_predictor):
             if stage:
                 proposals = self._create_proposals_from_boxes(boxes, sizes)
