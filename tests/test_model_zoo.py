@@ -17,7 +17,7 @@ from spatialflow.config import load_config
 from spatialflow.engine.setup import check_schedule
 from spatialflow.modeling.backbone import build_resnet
 from spatialflow.tools.zoo.markdown import describe_backbone, describe_training, render
-from spatialflow.tools.zoo.results import DETECTION_RESULTS, PANOPTIC_RESULTS
+from spatialflow.tools.zoo.results import DETECTION_RESULTS, INSTANCE_RESULTS, PANOPTIC_RESULTS
 
 MODEL_ZOO = Path(__file__).resolve().parents[1] / "MODEL_ZOO.md"
 NOT_LISTED = ("quick_schedules/",)
@@ -51,7 +51,7 @@ def test_model_zoo_md_is_up_to_date():
 
 def test_every_config_is_listed():
     listed = {r.config for results in PANOPTIC_RESULTS.values() for r in results}
-    listed |= {r.config for r in DETECTION_RESULTS}
+    listed |= {r.config for r in [*DETECTION_RESULTS, *INSTANCE_RESULTS]}
     expected = {n for n in model_zoo.config_names() if not n.startswith(NOT_LISTED)}
     assert listed == expected
 

@@ -14,6 +14,7 @@ PAPERS = Path(__file__).resolve().parents[2] / "shared" / "papers"
 JOURNAL = "spatialflow_journal.txt"
 REPORT = "spatialflow_challenge_report.txt"
 JSIS_NET = "jsis_net.txt"
+PANOPTIC_FPN = "panoptic_fpn.txt"
 
 OTHERS = "other people's model"
 NO_MAP = "its training is shorter, or it is of one branch"
@@ -203,6 +204,23 @@ def test_rows_are_those_of_the_paper(table):
     rows = read_table(file.read_text(), table.removeprefix(f"{paper} "))
     ours = [numbers for _, numbers, _ in ROWS[table]]
     assert [row[: len(n)] for row, n in zip(rows, ours, strict=True)] == ours
+
+
+def test_rows_of_panoptic_fpn_are_those_of_its_paper():
+    file = PAPERS / PANOPTIC_FPN
+    if not file.is_file():
+        pytest.skip("the papers' texts not found")
+    printed = {}
+    for line in re.findall(r"^(?:COCO|Cityscapes)\tR\d+-FPN\t.*", file.read_text(), re.M):
+        dataset, backbone, _, things, _, stuff, pq = line.split("\t")
+        printed[dataset, backbone] = tuple(map(float, (pq, things, stuff)))
+    ours = {}
+    for result in PANOPTIC_RESULTS["Panoptic FPN"]:
+        dataset = "Cityscapes" if "Cityscapes" in result.config else "COCO"
+        depth = re.search(r"R_(\d+)", result.config)[1]
+        if "val" in result.split:
+            ours[dataset, f"R{depth}-FPN"] = result.published
+    assert ours == printed and len(printed) == 4
 
 
 def numbers_in(line: str) -> tuple[float, ...]:

@@ -61,10 +61,12 @@ class ClassLogits(NamedTuple):
     Attributes:
         layer: a module with ``weight`` and ``bias`` whose outputs are class logits.
         has_background: whether its last output is the background's.
+        share: how much of a class logit it is, less than 1 where several layers are averaged.
     """
 
     layer: nn.Module
     has_background: bool
+    share: float = 1.0
 
 
 class PanopticModel(nn.Module):

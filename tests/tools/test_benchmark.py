@@ -9,11 +9,13 @@ from builders import STUFF_LABELS, THINGS, tiny_model
 from detectron2.modeling.meta_arch.panoptic_fpn import combine_semantic_and_instance_outputs
 
 from spatialflow.cli import run_command
+from spatialflow.model_zoo import config_names
 from spatialflow.modeling.panoptic import merge_panoptic
 from spatialflow.tools.benchmark import subjects
 from spatialflow.tools.benchmark.floors import Rates, Work, count
 from spatialflow.tools.benchmark.measure import training
 from spatialflow.tools.benchmark.subjects import BenchmarkModel, make_instances
+from spatialflow.tools.benchmark.systems import dense_multiply_adds, systems_of
 from spatialflow.tools.benchmark.timing import Summary, alternate, median_ratio, peak_memory
 
 main = partial(run_command, "benchmark")
@@ -193,3 +195,35 @@ def test_quartiles_need_two_runs(capsys):
         main(["--runs", "1"])
     assert stop.value.code == 2
     assert "at least 2" in capsys.readouterr().err
+
+
+def test_systems_are_compared_in_one_table(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(subjects, "DETECTIONS", 35)
+    configs = ["toy/panoptic_fpn_toy.yaml", "toy/htc_toy.yaml"]
+    file = tmp_path / "systems.json"
+    options = ["--device", "cpu", "--heights", "96", "--runs", "2", "--json-out", str(file)]
+    main(["--systems", *configs, *options])
+    text, rows = capsys.readouterr().out, json.loads(file.read_text())["systems"]
+    assert [row["name"] for row in rows] == ["panoptic_fpn_toy", "htc_toy"]
+    for row, config in zip(rows, configs, strict=True):
+        model = subjects.build(config, "cpu").panoptic_model
+        assert row["parameters"] == sum(p.numel() for p in model.parameters())
+        assert 0 < row["dense_multiply_adds"] < row["multiply_adds"]
+        assert row["detections"] == 35 and row["peak_memory"] > 0
+        assert f"| {row['name']} " in text
+
+
+def test_dense_multiply_adds_are_those_of_the_convolutions():
+    model = tiny_model()
+    image = {"image": torch.zeros(3, 64, 96, dtype=torch.uint8)}
+    images = model.preprocess_image([image]).tensor
+    convolutions = count(lambda: model.dense(images)).multiply_adds
+    # fvcore counts norms and upsampling as well.
+    assert convolutions < dense_multiply_adds(model, image) < 1.1 * convolutions
+
+
+def test_the_papers_systems_are_those_that_have_a_config():
+    names = systems_of([])
+    assert {"SpatialFlow", "Panoptic FPN", "HTC"} <= names.keys()
+    assert set(names.values()) <= set(config_names())
+    assert systems_of(["a/b.yaml"]) == {"b": "a/b.yaml"}

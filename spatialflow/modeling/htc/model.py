@@ -215,5 +215,6 @@ class HybridTaskCascade(PanopticModel):
         return region_masks(self.roi_heads, features, instances, image_sizes)
 
     def class_logits(self) -> ClassLogits:
-        """The class logits of the last stage."""
-        return ClassLogits(self.roi_heads.box_predictor[-1].cls_score, has_background=True)
+        """The class logits of the last stage, which are averaged with the others'."""
+        predictors = self.roi_heads.box_predictor
+        return ClassLogits(predictors[-1].cls_score, has_background=True, share=1 / len(predictors))

@@ -69,7 +69,7 @@ def _set_layer(model: PanopticModel, logits: ClassLogits, image: dict, threshold
 
         detections(1.0, 0.0)  # records
         spread = torch.cat([x.flatten() for x in replay.recorded]).std().item()
-        scale, shift = _search(detections, threshold, spread)
+        scale, shift = _search(detections, threshold, spread, logits.share)
     weight.mul_(scale)
     bias.add_(shift * _things(bias, logits))
 
@@ -138,11 +138,13 @@ def replayed(model: nn.Module, layer: nn.Module) -> Iterator[Replay]:
         yield replay
 
 
-def _search(detections: Detect, threshold: float, spread: float) -> tuple[float, float]:
-    """The scale and the shift of the class logits, the largest scale first."""
+def _search(
+    detections: Detect, threshold: float, spread: float, share: float
+) -> tuple[float, float]:
+    """The scale and the shift of the layer's outputs, the largest scale first."""
     middle = (CONFIDENT.start + CONFIDENT.stop) // 2
-    for scale in (x / spread for x in (4, 2.8, 2, 1.4, 1, 0.7, 0.5, 0.35, 0.25)):
-        low, high = -60.0, 60.0
+    for scale in (x / spread / share for x in (4, 2.8, 2, 1.4, 1, 0.7, 0.5, 0.35, 0.25)):
+        low, high = -60.0 / share, 60.0 / share
         while high - low > 1e-3:
             shift = (low + high) / 2
             found = detections(scale, shift)

@@ -26,13 +26,17 @@ from spatialflow.utils.command_parser import CommandParser, add_import_argument
 from .floors import measure_rates
 from .measure import by_batch, by_step, by_view, end_to_end, merges, training
 from .subjects import BASELINE, CONFIGS, build
-from .tables import as_markdown
+from .systems import compare_systems, systems_of
+from .tables import as_markdown, systems_as_markdown
 
 _NOT_SETTINGS = ("json_out", "markdown", "modules", "debug")
 
 EXAMPLES = """
 %(prog)s --quick
 %(prog)s --device cuda --json-out speed.json --markdown speed.md
+# only parameters, multiply-adds, time and memory, of the papers' systems or of others
+%(prog)s --systems
+%(prog)s --systems toy/spatialflow_toy.yaml toy/htc_toy.yaml --quick
 """
 
 
@@ -51,6 +55,13 @@ def parser() -> CommandParser:
         help="files, or names in the model zoo, of the models beside Panoptic FPN (default: "
         "SpatialFlow R50)",
     )
+    parser.add_argument(
+        "--systems",
+        nargs="*",
+        metavar="CONFIG",
+        help="only one table, of parameters, multiply-adds, time and peak memory, of these files "
+        "or names in the model zoo (default: the papers' systems with a ResNet-50)",
+    )
     parser.add_argument("--quick", action="store_true", help="a few runs on small images")
     parser.add_argument("--runs", type=int, help="timed runs end to end (default: 50; quick: 5)")
     parser.add_argument(
@@ -67,8 +78,12 @@ def parser() -> CommandParser:
 def run(args: argparse.Namespace) -> None:
     """Measure, print the tables, and write what the arguments ask for."""
     _complete(args)
-    results = measure(args)
-    text = as_markdown(results)
+    if args.systems is None:
+        results = measure(args)
+        text = as_markdown(results)
+    else:
+        results = measure_systems(args)
+        text = systems_as_markdown(results)
     print(text)
     if args.json_out:
         args.json_out.write_text(json.dumps(results, indent=1) + "\n")
@@ -112,9 +127,31 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         views = by_view(first, models[first], height, device, args.view_runs)
     if args.training_runs:
         trained = training(models, baseline, height, device, args.training_runs, args.batch_size)
+    return _circumstances(args) | {
+        "rates": vars(rates),
+        "end_to_end": rows,
+        "batches": batches,
+        "steps": steps,
+        "merges": merges(device, args.runs),
+        "views": views,
+        "training": trained,
+    }
+
+
+def measure_systems(args: argparse.Namespace) -> dict[str, Any]:
+    """The table of ``--systems`` at each height, with device, versions and settings."""
+    configs = systems_of(args.systems)
+    rows = []
+    for height in args.heights:
+        rows += compare_systems(configs, height, args.device, args.runs)
+    return _circumstances(args) | {"systems": rows}
+
+
+def _circumstances(args: argparse.Namespace) -> dict[str, Any]:
+    """Date, device, versions and settings."""
     return {
         "date": date.today().isoformat(),
-        "device": _device_name(device),
+        "device": _device_name(args.device),
         "threads": torch.get_num_threads(),
         "versions": {
             "Python": platform.python_version(),
@@ -124,13 +161,6 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             "SpatialFlow": spatialflow.__version__,
         },
         "settings": {k: v for k, v in vars(args).items() if k not in _NOT_SETTINGS},
-        "rates": vars(rates),
-        "end_to_end": rows,
-        "batches": batches,
-        "steps": steps,
-        "merges": merges(device, args.runs),
-        "views": views,
-        "training": trained,
     }
 
 

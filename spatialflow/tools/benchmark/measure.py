@@ -54,10 +54,10 @@ def end_to_end(
         calls[name], source_of[name], baseline_of[name] = call, source, against
 
     for name, measured in models.items():
-        add(name, name, partial(_infer, measured.model, [image]))
+        add(name, name, partial(infer, measured.model, [image]))
     for name, measured in models.items():
         for fast, model in fast_paths(name, measured, device).items() if name != baseline else ():
-            add(fast, name, partial(_infer, model, [image]))
+            add(fast, name, partial(infer, model, [image]))
     for name, measured in models.items():
         call = partial(_infer_autocast, measured.model, [image], device)
         add(f"{name}, bf16 autocast", name, call, f"{baseline}, bf16 autocast")
@@ -91,7 +91,7 @@ def by_batch(
     calibrate(measured.panoptic_model, image)
     rows = []
     for shown, model in {name: measured.model, **fast_paths(name, measured, device)}.items():
-        calls = {n: partial(_infer, model, [image] * n) for n in (1, BATCH_SIZE)}
+        calls = {n: partial(infer, model, [image] * n) for n in (1, BATCH_SIZE)}
         times = alternate(calls, device, runs, warm_up=1)
         alone, together = times[1], [t / BATCH_SIZE for t in times[BATCH_SIZE]]
         row = {"name": shown, "height": height, "batch_size": BATCH_SIZE, "runs": runs}
@@ -135,7 +135,7 @@ def by_view(
         calls = {}
         for flip in (False, True):
             cfg.TEST.AUG.FLIP = flip
-            calls[flip] = partial(_infer, with_views(cfg, measured.panoptic_model), [image])
+            calls[flip] = partial(infer, with_views(cfg, measured.panoptic_model), [image])
         times = alternate(calls, device, runs, warm_up=1)
         alone, pair = Summary.of(times[False]), Summary.of([t / 2 for t in times[True]])
         row = {"name": name, "longer": longer, "shorter": shorter, "runs": runs}
@@ -183,14 +183,15 @@ def training(
     return rows
 
 
-def _infer(model: nn.Module, images: list[dict]) -> list[dict]:
+def infer(model: nn.Module, images: list[dict]) -> list[dict]:
+    """The results of a batch, without gradients."""
     with torch.no_grad():
         return model(images)
 
 
 def _infer_autocast(model: nn.Module, images: list[dict], device: str) -> list[dict]:
     with torch.autocast(torch.device(device).type, torch.bfloat16):
-        return _infer(model, images)
+        return infer(model, images)
 
 
 def _training_step(model: nn.Module, batch: list[dict]) -> Callable[[], None]:

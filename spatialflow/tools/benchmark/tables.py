@@ -13,11 +13,43 @@ def as_markdown(results: dict[str, Any]) -> str:
     Args:
         results: the result of :func:`spatialflow.tools.benchmark.command.measure`.
     """
-    versions = ", ".join(f"{k} {v}" for k, v in results["versions"].items())
-    head = f"{results['date']}, {results['device']}, {results['threads']} threads, {versions}."
-    parts = [head, _end_to_end(results["end_to_end"]), _batches(results["batches"])]
+    parts = [_head(results), _end_to_end(results["end_to_end"]), _batches(results["batches"])]
     parts += [_steps(results), _merges(results["merges"]), _views(results), _training(results)]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def systems_as_markdown(results: dict[str, Any]) -> str:
+    """The table of ``--systems`` under a line on device and settings.
+
+    Args:
+        results: the result of :func:`spatialflow.tools.benchmark.command.measure_systems`.
+    """
+    header = ["model", "image", "parameters, M", "G multiply-adds, dense", "G multiply-adds, all"]
+    header += ["ms, median [quartiles]", "peak, MB", "detections", "confident"]
+    lines = [
+        [
+            r["name"],
+            f"{r['height']}x{r['width']}",
+            f"{r['parameters'] / 1e6:.2f}",
+            f"{r['dense_multiply_adds'] / 1e9:.1f}",
+            f"{r['multiply_adds'] / 1e9:.1f}",
+            _milliseconds(r),
+            f"{r['peak_memory'] / 1e6:.0f}",
+            f"{r['detections']}",
+            f"{r['confident']}",
+        ]
+        for r in results["systems"]
+    ]
+    note = (
+        "Dense is all before regions, by fvcore's counter; all is from image to panoptic map. "
+        "Deformable convolutions count for their offsets alone. Weights are random."
+    )
+    return f"{_head(results)}\n\n{table(lines, header, left=1)}\n\n{note}\n"
+
+
+def _head(results: dict[str, Any]) -> str:
+    versions = ", ".join(f"{k} {v}" for k, v in results["versions"].items())
+    return f"{results['date']}, {results['device']}, {results['threads']} threads, {versions}."
 
 
 def _end_to_end(rows: list[dict]) -> str:

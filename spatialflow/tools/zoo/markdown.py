@@ -9,7 +9,7 @@ from detectron2.config import CfgNode
 from spatialflow.model_zoo import get_config
 from spatialflow.model_zoo.shipped import Card, read_card, shipped_configs, shipped_weights
 
-from .results import DETECTION_RESULTS, PANOPTIC_RESULTS, Metrics, Result
+from .results import DETECTION_RESULTS, INSTANCE_RESULTS, PANOPTIC_RESULTS, Metrics, Result
 
 _SHIPPED = "weights come with the project"
 _HEAD = """\
@@ -59,6 +59,8 @@ def render() -> str:
     for heading, results in PANOPTIC_RESULTS.items():
         sections.append(f"## {heading}\n\n{_table(results, ('PQ', 'PQ Th', 'PQ St'))}\n")
     detection = _table(DETECTION_RESULTS, ("box AP", "AP50", "AP75"))
+    instances = _table(INSTANCE_RESULTS, ("box AP", "mask AP"))
+    sections.append(f"## Instance segmentation: Hybrid Task Cascade\n\n{instances}\n")
     sections.append(f"## Detection\n\n{detection}\n")
     return "\n".join(sections)
 
@@ -92,7 +94,7 @@ def describe_training(cfg: CfgNode) -> str:
     return f"{cfg.SOLVER.MAX_ITER:,} x {cfg.SOLVER.IMS_PER_BATCH}, {sides} px{crop}"
 
 
-def _table(results: Sequence[Result], metrics: tuple[str, str, str]) -> str:
+def _table(results: Sequence[Result], metrics: tuple[str, ...]) -> str:
     published = f"published {' / '.join(metrics)}"
     headers = ["config", "backbone", "training", "split", published, "measured", "source"]
     rows = [headers, ["---"] * len(headers)]

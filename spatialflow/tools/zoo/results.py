@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-Metrics = tuple[float, float, float]
-"""PQ, PQ of things, PQ of stuff; of a detector without segmentation box AP, AP50, AP75."""
+Metrics = tuple[float, ...]
+"""PQ, PQ of things, PQ of stuff; of a detector without segmentation box AP, AP50, AP75; of one with
+masks alone box AP, mask AP."""
 
 
 class Result(NamedTuple):
@@ -32,7 +33,7 @@ class Result(NamedTuple):
 COCO_VAL, COCO_TEST, CITYSCAPES_VAL = "COCO val2017", "COCO test-dev", "Cityscapes val"
 VISTAS_VAL = "Mapillary Vistas val"
 MULTI_SCALE = "multi-scale testing"
-ENSEMBLE = "published with HTC as the third member, here Detectron2's Cascade Mask R-CNN"
+ENSEMBLE = "with mmdetection's HTC weights, converted"
 FOR_TTA = "trains the weights of the next"
 
 _MAIN = [
@@ -259,22 +260,33 @@ _JSIS_NET = [
         ("jsis_net_R_50", COCO_VAL, (26.9, 29.3, 23.3), "COCO val"),
         ("jsis_net_R_50", COCO_TEST, (27.2, 29.6, 23.4), "COCO test-dev"),
         ("jsis_net_R_50_vistas", VISTAS_VAL, (17.6, 10.0, 27.5), "Mapillary Vistas val"),
+_PANOPTIC_FPN = [
+    Result(f"panoptic_fpn/{name}.yaml", split, published, note=f"Panoptic FPN, {table}")
+    for name, split, published, table in (
+        ("panoptic_fpn_R_50", COCO_VAL, (39.0, 45.9, 28.7), "Table 3a"),
+        ("panoptic_fpn_R_101", COCO_VAL, (40.3, 47.5, 29.5), "Table 3b"),
+        ("panoptic_fpn_R_101", COCO_TEST, (40.9, 48.3, 29.7), "Table 4a"),
+        ("Cityscapes/panoptic_fpn_R_50", CITYSCAPES_VAL, (57.7, 51.6, 62.2), "Table 3a"),
+        ("Cityscapes/panoptic_fpn_R_101", CITYSCAPES_VAL, (58.1, 52.0, 62.5), "Table 3b"),
     )
 ]
 
 _OTHERS = [
     Result("panoptic_fpn/panoptic_fpn_R_50_20e.yaml", COCO_VAL),
+    Result("HTC/htc_panoptic_R_50_20e.yaml", COCO_VAL),
     Result("camvid/spatialflow_R_18_small.yaml", "CamVid val"),
     Result("camvid/panoptic_fpn_R_18_small.yaml", "CamVid val"),
     Result("camvid/jsis_net_R_18_small.yaml", "CamVid val"),
+    Result("camvid/htc_R_18_small.yaml", "CamVid val"),
     Result("camvid/spatialflow_R_50_GN.yaml", "CamVid val"),
     Result("camvid/panoptic_fpn_R_50_GN.yaml", "CamVid val"),
     Result("toy/spatialflow_toy.yaml", "toy val", measured=(85.3, 82.4, 88.2)),
     Result("toy/spatialflow_toy_lite0.yaml", "toy val"),
     Result("toy/panoptic_fpn_toy.yaml", "toy val"),
     Result("toy/jsis_net_toy.yaml", "toy val"),
+    Result("toy/htc_toy.yaml", "toy val"),
     Result("toy/spatialflow_toy_tta.yaml", "toy val", note=MULTI_SCALE),
-    Result("toy/ensemble_toy.yaml", "toy val", note="the two before together"),
+    Result("toy/ensemble_toy.yaml", "toy val", note="SpatialFlow and Panoptic FPN together"),
     Result("toy/ablations/naive.yaml", "toy val"),
     Result("toy/ablations/table_5_subnets.yaml", "toy val"),
     Result("toy/ablations/table_5_flows.yaml", "toy val"),
@@ -298,6 +310,7 @@ PANOPTIC_RESULTS = {
     "Ablations on COCO": _COCO_ABLATIONS,
     "Ablations on Cityscapes": _CITYSCAPES_ABLATIONS,
     "JSIS-Net": _JSIS_NET,
+    "Panoptic FPN": _PANOPTIC_FPN,
     "Small data, and other models to compare with": _OTHERS,
 }
 """Results by the heading they stand under."""
@@ -307,3 +320,17 @@ DETECTION_RESULTS = [
     _ablation("table_12_retinanet_flows", (36.7, 57.1, 39.4), "Table XII: RetinaNet w/ flows"),
 ]
 """Detectors without segmentation."""
+
+_MMDETECTION = "README of mmdetection 2"
+INSTANCE_RESULTS = [
+    Result("HTC/htc_R_50_20e.yaml", COCO_VAL, (43.3, 38.3), note=_MMDETECTION),
+    Result("HTC/htc_R_101_20e.yaml", COCO_VAL, (44.8, 39.6), note=_MMDETECTION),
+    Result("HTC/htc_X_101_64x4d_20e.yaml", COCO_VAL, (47.0, 41.4), note=_MMDETECTION),
+    Result(
+        "HTC/htc_X_101_64x4d_DCN_20e_ms.yaml",
+        COCO_VAL,
+        (50.4, 43.8),
+        note=f"{_MMDETECTION}; 50.7 / 43.9 in version 1, the report's",
+    ),
+]
+"""Models of things with masks, without stuff."""
