@@ -175,8 +175,9 @@ def _add_htc_config(cfg: CN) -> None:
     # The heads that read the semantic branch: any of "box" and "mask" (Sec. 3.2).
     cfg.MODEL.HTC.SEMANTIC_FUSION = ["box", "mask"]
     # 0: the semantic branch has the stuff labels of the dataset, and the model is a panoptic one.
-    # Another number, 183 of COCO-stuff in the authors' weights: it has these labels, is trained if
-    # the dataset's are among them, and no stuff is predicted.
+    # Another number, in the authors' weights the 183 of COCO-stuff: the branch has these labels and
+    # only helps the others, so that no stuff is predicted. It is trained on the labels that the
+    # dataset has, which may be fewer.
     cfg.MODEL.HTC.COCO_STUFF_LABELS = 0
 
 

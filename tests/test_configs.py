@@ -249,6 +249,39 @@ def test_panoptic_fpn_has_detectron2s_own_settings():
         assert {key: ours[part][key] for key in theirs[part]} == theirs[part], part
 
 
+def test_panoptic_fpn_has_the_papers_loss_weights():
+    """The best of Table 2a and 2d."""
+    weights = {"": (1.0, 0.5), "Cityscapes/": (0.5, 1.0)}
+    for folder, (things, stuff) in weights.items():
+        for depth in (50, 101):
+            model = get_config(f"panoptic_fpn/{folder}panoptic_fpn_R_{depth}.yaml").MODEL
+            assert model.RESNETS.DEPTH == depth
+            assert model.PANOPTIC_FPN.INSTANCE_LOSS_WEIGHT == things
+            assert model.SEM_SEG_HEAD.LOSS_WEIGHT == stuff
+
+
+def test_rows_of_htc_differ_in_their_backbones_and_the_last_in_its_sizes():
+    for name, row in {
+        "htc_R_101_20e": {"DEPTH"},
+        "htc_X_101_64x4d_20e": {"DEPTH", "NUM_GROUPS", "WIDTH_PER_GROUP"},
+    }.items():
+        changed = set(differences(f"HTC/{name}.yaml", "HTC/htc_R_50_20e.yaml"))
+        assert changed == {"MODEL.WEIGHTS", *(f"MODEL.RESNETS.{key}" for key in row)}
+    last = differences("HTC/htc_X_101_64x4d_DCN_20e_ms.yaml", "HTC/htc_X_101_64x4d_20e.yaml")
+    sizes = {"MIN_SIZE_TRAIN", "MIN_SIZE_TRAIN_SAMPLING", "MAX_SIZE_TRAIN"}
+    assert set(last) == {"MODEL.RESNETS.DEFORM_ON_PER_STAGE", *(f"INPUT.{key}" for key in sizes)}
+
+
+def test_members_of_the_reports_ensemble_are_its_three():
+    members = get_config("COCO/ensemble_report.yaml").TEST.ENSEMBLE.MEMBERS
+    models = [get_config(member["CONFIG"]).MODEL for member in members]
+    names = [model.META_ARCHITECTURE for model in models]
+    assert names == ["SpatialFlow", "SpatialFlow", "HybridTaskCascade"]
+    assert all(model.RESNETS.DEFORM_ON_PER_STAGE[-1] for model in models)
+    assert [model.RESNETS.NUM_GROUPS for model in models] == [1, 64, 64]
+    assert models[-1].HTC.COCO_STUFF_LABELS == 183
+
+
 def test_every_part_is_used():
     used = set()
     for path in config_dir().rglob("*.yaml"):

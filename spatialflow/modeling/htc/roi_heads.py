@@ -226,10 +226,10 @@ class HTCROIHeads(CascadeROIHeads):
             pooled = pooled + self.semantic_pooler([features[SEMANTIC]], boxes)
         return pooled
 
-    def _mask_features(self, pooled: Tensor, num_stages: int) -> list[Tensor]:
-        """What the first mask heads make of regions, each with the flow from the one before."""
+    def _mask_features(self, pooled: Tensor, heads: Sequence[HTCMaskHead]) -> list[Tensor]:
+        """What mask heads make of regions, with the flow from each to the next."""
         made: list[Tensor] = []
-        for head in self.mask_head[:num_stages]:
+        for head in heads:
             previous = made[-1] if made and self.mask_flow else None
             made.append(head.features(pooled, previous))
         return made
@@ -237,12 +237,11 @@ class HTCROIHeads(CascadeROIHeads):
     def _mask_loss(self, features: Features, regions: list[Instances], stage: int) -> Tensor:
         """The mean over foreground regions of the mask loss of a stage.
 
-        The heads before it run on this stage's regions and are trained by it too.
+        With the flow, the heads before it run on this stage's regions and are trained by it too.
         """
         pooled = self._pool_masks(features, [x.proposal_boxes for x in regions])
-        own = self.mask_head[stage]
-        made = self._mask_features(pooled, stage + 1)[-1] if self.mask_flow else None
-        logits = own.logits(own.features(pooled, None) if made is None else made)
+        heads = self.mask_head[0 if self.mask_flow else stage : stage + 1]
+        logits = heads[-1].logits(self._mask_features(pooled, heads)[-1])
         size = logits.shape[-1]
         targets = [
             x.gt_masks.crop_and_resize(x.proposal_boxes.tensor, size) for x in regions if len(x)
@@ -258,7 +257,7 @@ class HTCROIHeads(CascadeROIHeads):
         if not self.mask_on:
             return instances
         pooled = self._pool_masks(features, [x.pred_boxes for x in instances])
-        made = self._mask_features(pooled, self.num_cascade_stages)
+        made = self._mask_features(pooled, self.mask_head)
         classes = torch.cat([x.pred_classes for x in instances])
         stages = [
             of_class(head.logits(x), classes).sigmoid()

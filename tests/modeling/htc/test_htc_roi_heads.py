@@ -33,6 +33,23 @@ def test_flow_trains_the_first_mask_head_by_the_last_loss():
     assert gradients(first.predictor, loss) == gradients(second.deconv, loss) == 0
 
 
+def test_masks_are_the_mean_of_heads_that_each_read_the_one_before():
+    heads = small_htc("MODEL.HTC.SEMANTIC_FUSION", []).roi_heads
+    features = {name: torch.randn(1, 32, *size) for name, size in pyramid_sizes().items()}
+    boxes = Boxes(torch.tensor([[3.0, 4, 40, 50], [10, 10, 90, 60]]))
+    found = Instances(SIZE, pred_boxes=boxes, pred_classes=torch.tensor([2, 0]))
+    with torch.no_grad():
+        masks = heads.forward_with_given_boxes(features, [found])[0].pred_masks
+        pooled = heads.mask_pooler([features[f"p{i}"] for i in range(2, 6)], [boxes])
+        previous, probabilities = None, []
+        for head in heads.mask_head:
+            x = pooled if previous is None else pooled + head.flow(previous)
+            previous = head.mask_fcn2(head.mask_fcn1(x))
+            logits = head.predictor(head.deconv(previous).relu())
+            probabilities.append(logits[[0, 1], [2, 0]].sigmoid())
+    torch.testing.assert_close(masks[:, 0], sum(probabilities) / 3)
+
+
 def test_first_mask_head_has_no_weights_for_a_flow():
     names = {name.split(".")[2] for name, _ in small_htc().named_parameters() if ".flow." in name}
     assert names == {"1", "2"}
