@@ -255,9 +255,9 @@ def test_panoptic_fpn_has_the_papers_loss_weights():
     for folder, (things, stuff) in weights.items():
         for depth in (50, 101):
             model = get_config(f"panoptic_fpn/{folder}panoptic_fpn_R_{depth}.yaml").MODEL
-            assert model.RESNETS.DEPTH == depth
-            assert model.PANOPTIC_FPN.INSTANCE_LOSS_WEIGHT == things
-            assert model.SEM_SEG_HEAD.LOSS_WEIGHT == stuff
+            assert depth == model.RESNETS.DEPTH
+            assert things == model.PANOPTIC_FPN.INSTANCE_LOSS_WEIGHT
+            assert stuff == model.SEM_SEG_HEAD.LOSS_WEIGHT
 
 
 def test_rows_of_htc_differ_in_their_backbones_and_the_last_in_its_sizes():
