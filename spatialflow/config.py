@@ -199,6 +199,46 @@ def add_jsis_net_config(cfg: CN) -> None:
     # MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_WEIGHT, MODEL.SEM_SEG_HEAD.LOSS_WEIGHT and
     # SOLVER.WEIGHT_DECAY; lambda_3 of the classes is 1.
     cfg.MODEL.JSIS_NET.MASK_LOSS_WEIGHT = 0.3
+    _add_spinet_config(cfg)
+
+
+def _add_spinet_config(cfg: CN) -> None:
+    """Add the keys that SPINet alone has, with the values for COCO as defaults.
+
+    It reads MODEL.RETINANET for the class head (NUM_CONVS and NORM of both heads, NMS_THRESH_TEST
+    by masks, TOPK_CANDIDATES_TEST an image) and MODEL.SEM_SEG_HEAD for the panoptic feature
+    (CONVS_DIM, NORM) and stuff, whose LOSS_WEIGHT is lambda_1 of eq. (7).
+    """
+    # The first layers of a ResNet: "basic", a 7x7 convolution, or "deeplab", three of 3x3, under
+    # the name that Detectron2's DeepLab project has for it (Sec. 5.2).
+    cfg.MODEL.RESNETS.STEM_TYPE = "basic"
+    cfg.MODEL.SPINET = CN()
+    # Levels that the panoptic feature and the filters are made from (Sec. 3.1, Table 4).
+    cfg.MODEL.SPINET.FEATURE_LEVELS = ["p2", "p3", "p4", "p5", "p6"]
+    cfg.MODEL.SPINET.FILTER_LEVELS = ["p2", "p3", "p4", "p5", "p6"]
+    # D_f, channels of the filter head, and k, side of a filter (Sec. 3.2). The paper gives neither;
+    # these have its number of parameters.
+    cfg.MODEL.SPINET.FILTER_CHANNELS = 256
+    cfg.MODEL.SPINET.KERNEL_SIZE = 3
+    # Upsample a level before a convolution of the panoptic feature instead of behind it. Behind is
+    # Semantic FPN's; before is nearer to what Table 5's second feature costs.
+    cfg.MODEL.SPINET.UPSAMPLE_FIRST = False
+    # Deformable convolutions in the panoptic feature (Table 1; the paper does not say where).
+    cfg.MODEL.SPINET.DEFORM_FEATURE = False
+    # Filters that are sampled from the foreground of an image in training; not in the paper.
+    cfg.MODEL.SPINET.NUM_SAMPLES = 64
+    # Sizes of things by level, each [least, largest] root of the area in pixels. None: all things
+    # on all levels, as the paper's text has it.
+    cfg.MODEL.SPINET.LEVEL_RANGES = []
+    # The other weights of eq. (7); without a weight an auxiliary task does not exist.
+    cfg.MODEL.SPINET.LOSS_WEIGHTS = CN({"CLS": 1.0, "THING": 3.0, "INTER": 0.0, "INTRA": 1.0})
+    # Multi-class dice loss of stuff, eq. (2), Table 3.
+    cfg.MODEL.SPINET.STUFF_DICE = True
+    # Share of an image's pixels, the hardest, in the cross-entropy of stuff; Cityscapes has 0.2.
+    cfg.MODEL.SPINET.HARD_PIXELS = 1.0
+    # Negatives of the triplets: "same_class", things of the anchor's class, as the loss is called
+    # intra-class, or "any" other thing of the image, as the text reads.
+    cfg.MODEL.SPINET.TRIPLET_NEGATIVES = "same_class"
 
 
 def load_config(config_file: str, opts: Sequence[str] = ()) -> CN:

@@ -8,6 +8,7 @@ from .htc import HybridTaskCascade
 from .panoptic import MERGE_REGISTRY, HeuristicMerge, Merge
 from .panoptic_model import PanopticModel
 from .spatialflow import SpatialFlow
+from .spinet import SPINet
 
 __all__ = [
     "MERGE_REGISTRY",
@@ -16,6 +17,7 @@ __all__ = [
     "HybridTaskCascade",
     "Merge",
     "PanopticModel",
+    "SPINet",
     "SpatialFlow",
     "as_panoptic_model",
     "build_spatialflow_resnet_fpn_backbone",

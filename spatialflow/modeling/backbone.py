@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch.nn.functional as F
 from detectron2.config import CfgNode
-from detectron2.layers import Conv2d, ShapeSpec, get_norm
+from detectron2.layers import CNNBlockBase, Conv2d, ShapeSpec, get_norm
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from detectron2.modeling.backbone.fpn import FPN, LastLevelMaxPool, LastLevelP6P7
 from detectron2.modeling.backbone.resnet import ResNet, build_resnet_backbone
@@ -67,6 +67,45 @@ def _normalised(in_channels: int, out_channels: int, norm: str) -> Conv2d:
     return layer
 
 
+class DeepLabStem(CNNBlockBase):
+    """Three 3x3 convolutions in place of the 7x7 one, then max pooling: stride 4.
+
+    The parameters have the names of those in Detectron2's DeepLab project, which is not installed
+    with it, so that its ImageNet weights (``ImageNetPretrained/.../DeepLab/R-52.pkl``) load.
+
+    Args:
+        in_channels, out_channels: of the stem; the first two convolutions have half of the latter.
+        norm: norm of the convolutions.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, norm: str):
+        super().__init__(in_channels, out_channels, 4)
+        half = out_channels // 2
+        self.conv1 = _stem_conv(in_channels, half, norm, stride=2)
+        self.conv2 = _stem_conv(half, half, norm)
+        self.conv3 = _stem_conv(half, out_channels, norm)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, in_channels, H, W) to (N, out_channels, H / 4, W / 4)."""
+        for conv in (self.conv1, self.conv2, self.conv3):
+            x = F.relu_(conv(x))
+        return F.max_pool2d(x, kernel_size=3, stride=2, padding=1)
+
+
+def _stem_conv(in_channels: int, out_channels: int, norm: str, stride: int = 1) -> Conv2d:
+    conv = Conv2d(
+        in_channels,
+        out_channels,
+        kernel_size=3,
+        stride=stride,
+        padding=1,
+        bias=False,
+        norm=get_norm(norm, out_channels),
+    )
+    weight_init.c2_msra_fill(conv)
+    return conv
+
+
 @BACKBONE_REGISTRY.register()
 def build_spatialflow_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
     """Build a ResNet without a pyramid from a config, see :func:`build_resnet`."""
@@ -120,11 +159,12 @@ def build_p2_p6_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN
 def build_resnet(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
     """Detectron2's ResNet, whose deformable stages and SyncBN run on every installation.
 
-    Reads the same keys, and loads the same checkpoints, as Detectron2's ``build_resnet_backbone``;
-    with ``MODEL.RESNETS.OUTPUT_STRIDE`` dilation takes the place of later strides.
+    Reads the same keys, and loads the same checkpoints, as Detectron2's ``build_resnet_backbone``
+    and, with ``MODEL.RESNETS.STEM_TYPE`` "deeplab", as that of its DeepLab project. With
+    ``OUTPUT_STRIDE`` dilation takes the place of later strides.
 
     Raises:
-        ValueError: deformable stages in a ResNet without bottlenecks.
+        ValueError: deformable stages in a ResNet without bottlenecks; another ``STEM_TYPE``.
     """
     cfg = cfg.clone()
     cfg.defrost()
@@ -139,6 +179,16 @@ def build_resnet(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
     resnets.NORM = norm_for_processes(resnets.NORM, cfg.MODEL.DEVICE)
     resnet = build_resnet_backbone(cfg, input_shape)
     dilate(resnet, resnets.get("OUTPUT_STRIDE", 32))  # no key of Detectron2's own configs
+    if resnets.STEM_TYPE == "deeplab":
+        resnet.stem = DeepLabStem(
+            input_shape.channels, resnets.STEM_OUT_CHANNELS, norm=resnets.NORM
+        )
+        if cfg.MODEL.BACKBONE.FREEZE_AT >= 1:
+            resnet.stem.freeze()
+    elif resnets.STEM_TYPE != "basic":
+        raise ValueError(
+            f'MODEL.RESNETS.STEM_TYPE is "basic" or "deeplab", not {resnets.STEM_TYPE!r}.'
+        )
     # Stages after the last one that is needed do not exist.
     for on, stage in zip(deformable, resnet.stages, strict=False):
         for i, block in enumerate(stage if on else ()):

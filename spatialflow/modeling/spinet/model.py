@@ -1,0 +1,394 @@
+"""SPINet, the meta-architecture (Fig. 2): filters of things and stuff on one panoptic feature.
+
+    image -> backbone and FPN -> class scores and filters of things   -> single-shot -> one map
+                              -> panoptic feature, filters of stuff      convolution
+
+Legend: N images, D channels of the panoptic feature, h x w its size (stride 4), K thing classes,
+S stuff labels, n things of an image. Locations: see :mod:`.filter_sampling`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from detectron2.config import CfgNode, configurable
+from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone
+from detectron2.structures import BitMasks, Boxes, ImageList, Instances, pairwise_iou
+from torch import Tensor, nn
+
+from ..class_layers import train_only_class_layers
+from ..config_check import check_class_counts
+from ..norms import norm_for_processes
+from ..panoptic import HeuristicMerge, Merge
+from ..panoptic_model import ClassLogits, PanopticModel, Sizes
+from .auxiliary import InterClassContours, IntraClassTriplets
+from .criterion import Criterion, image_targets
+from .dense_masks import DenseMasks, mask_nms, upsample
+from .filter_sampling import FilterSampling, single_shot_convolution
+from .panoptic_feature import PanopticFeature
+
+GIVEN_BOX_IOU = 0.5
+"""IoU from which a box that is asked for is taken for one of the model's own things."""
+GIVEN_BOX_SIDE = 112
+"""Side of the masks in boxes that are asked for, four times Mask R-CNN's."""
+
+
+class DenseOutputs(NamedTuple):
+    """What :meth:`SPINet.dense` returns.
+
+    Attributes:
+        feature: (N, D, h, w), the panoptic feature.
+        stuff: (N, S, h, w) logits; empty where they are not needed any more.
+        logits: (N, K, H_l, W_l) of each level.
+        filters: (N, D_f, H_l, W_l) of each level.
+    """
+
+    feature: Tensor
+    stuff: Tensor
+    logits: list[Tensor]
+    filters: list[Tensor]
+
+
+class Peaks(NamedTuple):
+    """Where the things of an image are: locations, scores and classes, (n,) each."""
+
+    locations: Tensor
+    scores: Tensor
+    classes: Tensor
+
+
+@META_ARCH_REGISTRY.register()
+class SPINet(PanopticModel):
+    """One feature for things and stuff, and a filter for each of them.
+
+    Args:
+        backbone: gives the levels.
+        filter_sampling: class head, filter head and generator.
+        panoptic_feature: makes the panoptic feature.
+        stuff_filters: (S, D, k, k) start of the filters of stuff, which are learned.
+        criterion: weights and settings of the losses.
+        triplets, contours: auxiliary tasks; None leaves them out.
+        feature_levels, filter_levels: names of the levels that the two parts read.
+        pixel_mean, pixel_std: of the channels of the input, in its order.
+        score_thresh: locations below it are no things.
+        topk_candidates: the best locations of an image whose masks are made.
+        nms_thresh: IoU of masks over which two of one class are the same thing.
+        max_detections: how many things an image has at most.
+        merge: makes the panoptic map; None leaves it out.
+        class_layers_only: freeze what does not depend on the classes.
+    """
+
+    class_layers = ("filter_sampling.class_score.", "stuff_filters")
+    class_counts = ("MODEL.RETINANET.NUM_CLASSES", "MODEL.SEM_SEG_HEAD.NUM_CLASSES")
+
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        backbone: Backbone,
+        filter_sampling: FilterSampling,
+        panoptic_feature: PanopticFeature,
+        stuff_filters: Tensor,
+        criterion: Criterion,
+        triplets: IntraClassTriplets | None,
+        contours: InterClassContours | None,
+        feature_levels: Sequence[str],
+        filter_levels: Sequence[str],
+        pixel_mean: Sequence[float],
+        pixel_std: Sequence[float],
+        score_thresh: float = 0.05,
+        topk_candidates: int = 100,
+        nms_thresh: float = 0.5,
+        max_detections: int = 100,
+        merge: Merge | None = None,
+        class_layers_only: bool = False,
+    ):
+        super().__init__()
+        self.backbone = backbone
+        self.filter_sampling = filter_sampling
+        self.panoptic_feature = panoptic_feature
+        self.stuff_filters = nn.Parameter(stuff_filters)
+        self.criterion = criterion
+        self.triplets, self.contours = triplets, contours
+        self.feature_levels, self.filter_levels = list(feature_levels), list(filter_levels)
+        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
+        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
+        self.score_thresh = score_thresh
+        self.topk_candidates = topk_candidates
+        self.nms_thresh = nms_thresh
+        self.max_detections = max_detections
+        self.size_divisibility = backbone.size_divisibility
+        self.merge = merge
+        if class_layers_only:
+            train_only_class_layers(self, self.class_layers)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict:
+        """The parts from MODEL.SPINET and the keys of Detectron2, see :mod:`spatialflow.config`.
+
+        Raises:
+            ValueError: a class count is not set.
+        """
+        check_class_counts(cfg, cls.class_counts)
+        backbone = build_backbone(cfg)
+        shapes, keys, detection = backbone.output_shape(), cfg.MODEL.SPINET, cfg.MODEL.RETINANET
+        channels = cfg.MODEL.SEM_SEG_HEAD.CONVS_DIM
+        filter_sampling = FilterSampling(
+            shapes[keys.FILTER_LEVELS[0]].channels,
+            detection.NUM_CLASSES,
+            strides=[shapes[name].stride for name in keys.FILTER_LEVELS],
+            filter_channels=keys.FILTER_CHANNELS,
+            feature_channels=channels,
+            kernel_size=keys.KERNEL_SIZE,
+            num_convs=detection.NUM_CONVS,
+            norm=norm_for_processes(detection.NORM, cfg.MODEL.DEVICE),
+            prior_prob=detection.PRIOR_PROB,
+        )
+        panoptic_feature = PanopticFeature(
+            [shapes[name] for name in keys.FEATURE_LEVELS],
+            channels,
+            norm=norm_for_processes(cfg.MODEL.SEM_SEG_HEAD.NORM, cfg.MODEL.DEVICE),
+            upsample_first=keys.UPSAMPLE_FIRST,
+            deformable=keys.DEFORM_FEATURE,
+        )
+        side = keys.KERNEL_SIZE
+        stuff_filters = torch.randn(cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, channels, side, side)
+        weights = keys.LOSS_WEIGHTS
+        focal = (detection.FOCAL_LOSS_ALPHA, detection.FOCAL_LOSS_GAMMA)
+        same_class = keys.TRIPLET_NEGATIVES == "same_class"
+        return {
+            "backbone": backbone,
+            "filter_sampling": filter_sampling,
+            "panoptic_feature": panoptic_feature,
+            "stuff_filters": 0.01 * stuff_filters,
+            "criterion": Criterion(cfg),
+            "triplets": IntraClassTriplets(channels, same_class) if weights.INTRA else None,
+            "contours": InterClassContours(channels, *focal) if weights.INTER else None,
+            "feature_levels": keys.FEATURE_LEVELS,
+            "filter_levels": keys.FILTER_LEVELS,
+            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+            "pixel_std": cfg.MODEL.PIXEL_STD,
+            "score_thresh": detection.SCORE_THRESH_TEST,
+            "topk_candidates": detection.TOPK_CANDIDATES_TEST,
+            "nms_thresh": detection.NMS_THRESH_TEST,
+            "max_detections": cfg.TEST.DETECTIONS_PER_IMAGE,
+            "merge": cls.build_merge(cfg),
+            "class_layers_only": cfg.MODEL.CLASS_LAYERS.TRAIN_ONLY,
+        }
+
+    @classmethod
+    def build_merge(cls, cfg: CfgNode) -> HeuristicMerge | None:
+        """MODEL.PANOPTIC_FPN.COMBINE without a box fill (Sec. 5.2); None if it is not enabled."""
+        return HeuristicMerge.from_config(cfg)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.pixel_mean.device
+
+    def losses(self, batched_inputs: list[dict]) -> dict[str, Tensor]:
+        """The terms of eq. (7), each already weighted.
+
+        Args:
+            batched_inputs: besides what :meth:`forward` needs ``instances`` (``gt_classes``,
+                ``gt_masks``), ``sem_seg`` (h, w) int64, and ``crowd_mask`` (h, w) bool if there
+                are crowds.
+
+        Returns:
+            ``loss_cls``, ``loss_mask`` (L_t), ``loss_sem_seg`` (the cross-entropy of L_s), and
+            where their weights are not 0 ``loss_sem_seg_dice``, ``loss_contour`` (L_inter) and
+            ``loss_triplet`` (L_intra).
+
+        Raises:
+            ValueError: an image lacks a target, see :mod:`spatialflow.modeling.ground_truth`.
+        """
+        images = self.preprocess_image(batched_inputs)
+        size = (images.tensor.shape[-2], images.tensor.shape[-1])
+        ignore_value = self.criterion.ignore_value
+        targets = [image_targets(x, size, ignore_value, self.device) for x in batched_inputs]
+        feature, maps = self._features(images.tensor, self._own_sizes(images.image_sizes))
+        losses, sampled = self.criterion.classification(maps.logits, targets, self._strides)
+        logits = []
+        for i, locations in enumerate(sampled.locations):
+            things = self.filter_sampling.sample([x[i] for x in maps.filters], locations)
+            filters = torch.cat([things, self.stuff_filters])
+            logits.append(single_shot_convolution(feature[i], filters))
+        losses |= self.criterion.segmentation(logits, sampled, targets)
+        losses |= self.criterion.auxiliary(feature, targets, self.triplets, self.contours)
+        return losses
+
+    @property
+    def _strides(self) -> list[int]:
+        return self.filter_sampling.strides
+
+    def _own_sizes(self, image_sizes: Sizes) -> list[tuple[int, int]]:
+        """The size of each image as if it were alone in its batch."""
+        unit = max(self.size_divisibility, 1)
+        return [(-(-h // unit) * unit, -(-w // unit) * unit) for h, w in image_sizes]
+
+    def _features(self, images: Tensor, sizes: Sizes):
+        pyramid = self.backbone(images)
+        feature = self.panoptic_feature([pyramid[x] for x in self.feature_levels], sizes)
+        return feature, self.filter_sampling([pyramid[x] for x in self.filter_levels], sizes)
+
+    def preprocess_image(self, batched_inputs: list[dict]) -> ImageList:
+        """Normalise the images, then pad them with zeros to one size the backbone can take."""
+        images = [
+            (x["image"].to(self.device) - self.pixel_mean) / self.pixel_std for x in batched_inputs
+        ]
+        return ImageList.from_tensors(
+            images, self.size_divisibility, padding_constraints=self.backbone.padding_constraints
+        )
+
+    def dense(self, images: Tensor) -> DenseOutputs:
+        """The panoptic feature, stuff logits, class logits and filter maps."""
+        size = (images.shape[-2], images.shape[-1])
+        feature, maps = self._features(images, [size] * len(images))
+        stuff = single_shot_convolution(feature, self.stuff_filters)
+        return DenseOutputs(feature, stuff, maps.logits, maps.filters)
+
+    def find_candidates(
+        self, dense: DenseOutputs, image_sizes: Sizes, output_sizes: Sizes
+    ) -> list[Instances]:
+        """The best things of each image, with ``dense_masks`` besides :class:`PanopticModel`'s."""
+        found = []
+        for i, (size, output_size) in enumerate(zip(image_sizes, output_sizes, strict=True)):
+            candidates = self._candidates(dense, i, size)
+            boxes = candidates.pred_boxes
+            boxes.scale(output_size[1] / size[1], output_size[0] / size[0])
+            found.append(Instances(output_size, **candidates.get_fields()))
+        return found
+
+    def _candidates(self, dense: DenseOutputs, i: int, image_size: tuple[int, int]) -> Instances:
+        """The candidates of image i with boxes in pixels of the network input."""
+        peaks = self._peaks([x[i] for x in dense.logits])
+        masks = self._masks_at(dense, i, peaks.locations, image_size)
+        candidates = Instances(
+            image_size,
+            pred_boxes=masks.boxes(),
+            scores=peaks.scores,
+            pred_classes=peaks.classes,
+            dense_masks=masks,
+        )
+        return candidates[candidates.pred_boxes.nonempty()]
+
+    def _peaks(self, logits: Sequence[Tensor]) -> Peaks:
+        """The best locations over the score threshold.
+
+        Readings: the paper names a threshold alone, which thousands of locations of one thing
+        pass. Those are taken that are the largest of their class in the 3x3 locations around them,
+        and of these the best.
+
+        Args:
+            logits: (K, H_l, W_l) of each level.
+        """
+        scores = []
+        for x in logits:
+            level = x.float().sigmoid()
+            largest = F.max_pool2d(level[None], 3, stride=1, padding=1)[0]
+            scores.append(torch.where(level == largest, level, 0).flatten(1))
+        flat = torch.cat(scores, dim=1)
+        num_locations = flat.shape[1]
+        values, order = flat.flatten().sort(descending=True, stable=True)
+        order = order[: self.topk_candidates][values[: self.topk_candidates] > self.score_thresh]
+        return Peaks(order % num_locations, flat.flatten()[order], order // num_locations)
+
+    def _masks_at(
+        self, dense: DenseOutputs, i: int, locations: Tensor, image_size: tuple[int, int]
+    ) -> DenseMasks:
+        """The masks of image i that the filters at locations give."""
+        filters = self.filter_sampling.sample([x[i] for x in dense.filters], locations)
+        return DenseMasks(single_shot_convolution(dense.feature[i], filters), image_size)
+
+    def select(self, candidates: Instances) -> Instances:
+        """NMS by masks, class by class (a reading), and the best of what is left."""
+        masks: DenseMasks = candidates.dense_masks
+        kept = mask_nms(masks.binary(), candidates.scores, candidates.pred_classes, self.nms_thresh)
+        return candidates[kept[: self.max_detections]]
+
+    def stuff_scores(
+        self, dense: DenseOutputs, image_sizes: Sizes, output_sizes: Sizes
+    ) -> list[Tensor]:
+        """Stuff scores (S, H, W) of each image at its output size."""
+        return [upsample(*one) for one in zip(dense.stuff, image_sizes, output_sizes, strict=True)]
+
+    def mask_features(self, dense: DenseOutputs) -> DenseOutputs:
+        """All but the stuff logits."""
+        return dense._replace(stuff=dense.stuff[:, :0])
+
+    def predict_masks(
+        self, features: DenseOutputs, instances: list[Instances], image_sizes: Sizes
+    ) -> list[Tensor]:
+        """Mask logits (n, h, w) of own candidates, probabilities (n, M, M) for any other boxes.
+
+        A box that is asked for gets the mask of the model's own candidate of its class that meets
+        it best or, where none does, that of the filter at the centre of the box, on the level that
+        has the best score for the class there.
+        """
+        masks = []
+        for i, (found, size) in enumerate(zip(instances, image_sizes, strict=True)):
+            if found.has("dense_masks"):
+                masks.append(found.dense_masks.logits)
+                continue
+            boxes = found.pred_boxes.clone()
+            boxes.scale(size[1] / found.image_size[1], size[0] / found.image_size[0])
+            masks.append(self._masks_in(features, i, boxes, found.pred_classes, size))
+        return masks
+
+    def _masks_in(
+        self,
+        features: DenseOutputs,
+        i: int,
+        boxes: Boxes,
+        classes: Tensor,
+        image_size: tuple[int, int],
+    ) -> Tensor:
+        """Mask probabilities for boxes of image i, in pixels of the network input."""
+        own = self._candidates(features, i, image_size)
+        logits = own.dense_masks.logits.new_zeros(len(boxes), *features.feature.shape[-2:])
+        known = torch.zeros(len(boxes), dtype=torch.bool, device=classes.device)
+        if len(own):
+            iou = pairwise_iou(boxes, own.pred_boxes)
+            iou = iou.masked_fill(classes[:, None] != own.pred_classes, 0)
+            best, which = iou.max(dim=1)
+            known = best >= GIVEN_BOX_IOU
+            logits[known] = own.dense_masks.logits[which[known]]
+        if not known.all():
+            scores = [x[i] for x in features.logits]
+            locations = self._central_locations(scores, boxes[~known], classes[~known])
+            logits[~known] = self._masks_at(features, i, locations, image_size).logits
+        return DenseMasks(logits, image_size).in_boxes(boxes, GIVEN_BOX_SIDE)
+
+    def _central_locations(self, logits: Sequence[Tensor], boxes: Boxes, classes: Tensor) -> Tensor:
+        """The location at the centre of each box, on the level that is surest of its class."""
+        centres, start, scores, locations = boxes.get_centers(), 0, [], []
+        for level, stride in zip(logits, self._strides, strict=True):
+            height, width = level.shape[-2:]
+            columns = (centres[:, 0] / stride).long().clamp(0, width - 1)
+            rows = (centres[:, 1] / stride).long().clamp(0, height - 1)
+            scores.append(level[classes, rows, columns])
+            locations.append(start + rows * width + columns)
+            start += height * width
+        best = torch.stack(scores).argmax(dim=0)
+        return torch.stack(locations).gather(0, best[None])[0]
+
+    def attach_masks(self, instances: Instances, masks: Tensor) -> None:
+        """Set ``pred_masks``; own candidates get the boxes around them, too."""
+        if not instances.has("dense_masks"):
+            super().attach_masks(instances, masks)
+            return
+        dense: DenseMasks = instances.dense_masks
+        instances.remove("dense_masks")
+        instances.pred_masks = dense.at_size(instances.image_size)
+        boxes = BitMasks(instances.pred_masks).get_bounding_boxes()
+        instances.pred_boxes = boxes.to(instances.scores.device)
+
+    def class_logits(self) -> ClassLogits:
+        """The predictor of the class head."""
+        return ClassLogits(self.filter_sampling.class_score, has_background=False)
