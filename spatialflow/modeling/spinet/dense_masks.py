@@ -58,7 +58,7 @@ class DenseMasks:
         return masks
 
     def in_boxes(self, boxes: Boxes, side: int) -> Tensor:
-        """The probabilities (n, side, side) of each mask in a box in pixels of the network input."""
+        """The probabilities (n, side, side) of each mask in a box, in pixels of the input."""
         pooler = ROIAlign((side, side), 1 / STRIDE, sampling_ratio=2, aligned=True)
         which = torch.arange(len(self), device=self.logits.device, dtype=torch.float32)
         regions = torch.cat([which[:, None], boxes.tensor.float()], dim=1)

@@ -5,7 +5,6 @@ Legend: n masks, S stuff labels, t triplets, H x W pixels.
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
