@@ -9,6 +9,7 @@ S stuff labels, n things of an image. Locations: see :mod:`.filter_sampling`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -157,8 +158,9 @@ class SPINet(PanopticModel):
             upsample_first=keys.UPSAMPLE_FIRST,
             deformable=keys.DEFORM_FEATURE,
         )
-        side = keys.KERNEL_SIZE
-        stuff_filters = torch.randn(cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, channels, side, side)
+        shape = (cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, channels, *[keys.KERNEL_SIZE] * 2)
+        # Logits of about the size of those that the filters of things give at the start.
+        stuff_filters = torch.randn(shape) / math.sqrt(channels * keys.KERNEL_SIZE**2)
         weights = keys.LOSS_WEIGHTS
         focal = (detection.FOCAL_LOSS_ALPHA, detection.FOCAL_LOSS_GAMMA)
         same_class = keys.TRIPLET_NEGATIVES == "same_class"
@@ -166,7 +168,7 @@ class SPINet(PanopticModel):
             "backbone": backbone,
             "filter_sampling": filter_sampling,
             "panoptic_feature": panoptic_feature,
-            "stuff_filters": 0.01 * stuff_filters,
+            "stuff_filters": stuff_filters,
             "criterion": Criterion(cfg),
             "triplets": IntraClassTriplets(channels, same_class) if weights.INTRA else None,
             "contours": InterClassContours(channels, *focal) if weights.INTER else None,
