@@ -223,6 +223,8 @@ def _add_spinet_config(cfg: CN) -> None:
     # Upsample a level before a convolution of the panoptic feature instead of behind it. Behind is
     # Semantic FPN's; before is nearer to what Table 5's second feature costs.
     cfg.MODEL.SPINET.UPSAMPLE_FIRST = False
+    # A panoptic feature for things and another for stuff (Table 5).
+    cfg.MODEL.SPINET.TWO_FEATURES = False
     # Deformable convolutions in the panoptic feature (Table 1; the paper does not say where).
     cfg.MODEL.SPINET.DEFORM_FEATURE = False
     # Filters that are sampled from the foreground of an image in training; not in the paper.

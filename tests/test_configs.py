@@ -40,8 +40,11 @@ def shrunk(name: str) -> CfgNode:
         model.RESNETS.NUM_GROUPS = min(model.RESNETS.NUM_GROUPS, 4)
         model.RESNETS.WIDTH_PER_GROUP = width // model.RESNETS.NUM_GROUPS
     model.TIMM.NAME = SMALLER.get(model.TIMM.NAME.partition(".")[0], model.TIMM.NAME)
-    width = 32 if "GN" in (model.FPN.NORM, model.ROI_MASK_HEAD.NORM) else 8
+    group_norm = "GN" in (model.FPN.NORM, model.ROI_MASK_HEAD.NORM)
+    # P7 is one cell, in which a group of GroupNorm needs two channels.
+    width = 64 if model.RETINANET.NORM == "GN" else 32 if group_norm else 8
     model.FPN.OUT_CHANNELS = model.ROI_MASK_HEAD.CONV_DIM = width
+    model.SPINET.FILTER_CHANNELS = 8
     model.SEM_SEG_HEAD.CONVS_DIM = 32
     model.ROI_BOX_HEAD.FC_DIM = 16
     model.JSIS_NET.CHANNELS = model.JSIS_NET.REGION_WIDTH = 32

@@ -18,10 +18,20 @@ from torch import Tensor
 from ..focal_loss import focal_loss_in_parts
 from ..ground_truth import crowd_mask, gt_instances, target
 from ..loss_normalizer import mean_over_processes
-from .auxiliary import InterClassContours, IntraClassTriplets, at_feature_size
+from .auxiliary import at_feature_size
 from .dense_masks import STRIDE
 from .losses import dice_loss, hardest_cross_entropy, multi_class_dice_loss
 from .targets import ImageTargets, assign_locations, sample_locations
+
+WEIGHT_OF = {
+    "loss_cls": "CLS",
+    "loss_sem_seg": "STUFF",
+    "loss_sem_seg_dice": "STUFF",
+    "loss_mask": "THING",
+    "loss_contour": "INTER",
+    "loss_triplet": "INTRA",
+}
+"""The weight of each term, lambda_0 to lambda_4 of eq. (7)."""
 
 
 class Sampled(NamedTuple):
@@ -103,7 +113,7 @@ class Criterion:
         labels = torch.cat([a.labels for a in assigned])
         foreground = ((labels >= 0) & (labels < self.num_classes)).sum()
         loss = focal_loss_in_parts(flat.float(), labels, self.focal_alpha, self.focal_gamma)
-        loss = self.weights["CLS"] * loss / mean_over_processes(foreground, like=loss)
+        loss = loss / mean_over_processes(foreground, like=loss)
         locations = [sample_locations(a, self.num_samples) for a in assigned]
         things = [a.things[x] for a, x in zip(assigned, locations, strict=True)]
         return {"loss_cls": loss}, Sampled(locations, things)
@@ -133,35 +143,19 @@ class Criterion:
             entropy.append(hardest)
             pixels += count
             dice.append(multi_class_dice_loss(scores, labels, self.ignore_value))
-        samples = sum(len(x) for x in sampled.things)
-        total = {
-            name: torch.stack(x).sum()
-            for name, x in (("mask", mask), ("sem_seg", entropy), ("sem_seg_dice", dice))
-        }
-        like, stuff = total["mask"], self.weights["STUFF"]
-        losses = {
-            "loss_mask": self.weights["THING"] * total["mask"] / mean_over_processes(samples, like),
-            "loss_sem_seg": stuff * total["sem_seg"] / mean_over_processes(pixels, like),
-        }
-        if self.stuff_dice:
-            images = mean_over_processes(len(targets), like)
-            losses["loss_sem_seg_dice"] = stuff * total["sem_seg_dice"] / images
+        sums = [(mask, sum(len(x) for x in sampled.things)), (entropy, pixels), (dice, len(dice))]
+        means = [
+            torch.stack(terms).sum() / mean_over_processes(count, like=terms[0])
+            for terms, count in sums
+        ]
+        losses = dict(zip(("loss_mask", "loss_sem_seg", "loss_sem_seg_dice"), means, strict=True))
+        if not self.stuff_dice:
+            del losses["loss_sem_seg_dice"]
         return losses
 
-    def auxiliary(
-        self,
-        feature: Tensor,
-        targets: Sequence[ImageTargets],
-        triplets: IntraClassTriplets | None,
-        contours: InterClassContours | None,
-    ) -> dict[str, Tensor]:
-        """``loss_triplet`` and ``loss_contour`` of the panoptic feature, of the tasks there are."""
-        losses = {}
-        if triplets is not None:
-            losses["loss_triplet"] = self.weights["INTRA"] * triplets(feature, targets)
-        if contours is not None:
-            losses["loss_contour"] = self.weights["INTER"] * contours(feature, targets)
-        return losses
+    def weighted(self, losses: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Each term times its weight, eq. (7)."""
+        return {name: self.weights[WEIGHT_OF[name]] * loss for name, loss in losses.items()}
 
 
 def image_targets(

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -28,7 +29,7 @@ from ..panoptic_model import ClassLogits, PanopticModel, Sizes
 from .auxiliary import InterClassContours, IntraClassTriplets
 from .criterion import Criterion, image_targets
 from .dense_masks import DenseMasks, mask_nms, upsample
-from .filter_sampling import FilterSampling, single_shot_convolution
+from .filter_sampling import FilterMaps, FilterSampling, single_shot_convolution
 from .panoptic_feature import PanopticFeature
 
 GIVEN_BOX_IOU = 0.5
@@ -41,7 +42,7 @@ class DenseOutputs(NamedTuple):
     """What :meth:`SPINet.dense` returns.
 
     Attributes:
-        feature: (N, D, h, w), the panoptic feature.
+        feature: (N, D, h, w), the panoptic feature, that of things where there are two.
         stuff: (N, S, h, w) logits; empty where they are not needed any more.
         logits: (N, K, H_l, W_l) of each level.
         filters: (N, D_f, H_l, W_l) of each level.
@@ -51,6 +52,14 @@ class DenseOutputs(NamedTuple):
     stuff: Tensor
     logits: list[Tensor]
     filters: list[Tensor]
+
+
+class Features(NamedTuple):
+    """The panoptic feature (N, D, h, w) of things and of stuff, usually one, and filter maps."""
+
+    things: Tensor
+    stuff: Tensor
+    maps: FilterMaps
 
 
 class Peaks(NamedTuple):
@@ -69,6 +78,8 @@ class SPINet(PanopticModel):
         backbone: gives the levels.
         filter_sampling: class head, filter head and generator.
         panoptic_feature: makes the panoptic feature.
+        stuff_feature: makes one for stuff, so that the other is for things alone (Table 5); None:
+            both have the same.
         stuff_filters: (S, D, k, k) start of the filters of stuff, which are learned.
         criterion: weights and settings of the losses.
         triplets, contours: auxiliary tasks; None leaves them out.
@@ -95,6 +106,7 @@ class SPINet(PanopticModel):
         backbone: Backbone,
         filter_sampling: FilterSampling,
         panoptic_feature: PanopticFeature,
+        stuff_feature: PanopticFeature | None = None,
         stuff_filters: Tensor,
         criterion: Criterion,
         triplets: IntraClassTriplets | None,
@@ -113,7 +125,7 @@ class SPINet(PanopticModel):
         super().__init__()
         self.backbone = backbone
         self.filter_sampling = filter_sampling
-        self.panoptic_feature = panoptic_feature
+        self.panoptic_feature, self.stuff_feature = panoptic_feature, stuff_feature
         self.stuff_filters = nn.Parameter(stuff_filters)
         self.criterion = criterion
         self.triplets, self.contours = triplets, contours
@@ -151,7 +163,8 @@ class SPINet(PanopticModel):
             norm=norm_for_processes(detection.NORM, cfg.MODEL.DEVICE),
             prior_prob=detection.PRIOR_PROB,
         )
-        panoptic_feature = PanopticFeature(
+        panoptic_feature = partial(
+            PanopticFeature,
             [shapes[name] for name in keys.FEATURE_LEVELS],
             channels,
             norm=norm_for_processes(cfg.MODEL.SEM_SEG_HEAD.NORM, cfg.MODEL.DEVICE),
@@ -167,7 +180,8 @@ class SPINet(PanopticModel):
         return {
             "backbone": backbone,
             "filter_sampling": filter_sampling,
-            "panoptic_feature": panoptic_feature,
+            "panoptic_feature": panoptic_feature(),
+            "stuff_feature": panoptic_feature() if keys.TWO_FEATURES else None,
             "stuff_filters": stuff_filters,
             "criterion": Criterion(cfg),
             "triplets": IntraClassTriplets(channels, same_class) if weights.INTRA else None,
@@ -214,16 +228,28 @@ class SPINet(PanopticModel):
         size = (images.tensor.shape[-2], images.tensor.shape[-1])
         ignore_value = self.criterion.ignore_value
         targets = [image_targets(x, size, ignore_value, self.device) for x in batched_inputs]
-        feature, maps = self._features(images.tensor, self._own_sizes(images.image_sizes))
+        features = self._features(images.tensor, self._own_sizes(images.image_sizes))
+        maps = features.maps
         losses, sampled = self.criterion.classification(maps.logits, targets, self._strides)
         logits = []
         for i, locations in enumerate(sampled.locations):
             things = self.filter_sampling.sample([x[i] for x in maps.filters], locations)
-            filters = torch.cat([things, self.stuff_filters])
-            logits.append(single_shot_convolution(feature[i], filters))
+            logits.append(self._single_shot(features, i, things))
         losses |= self.criterion.segmentation(logits, sampled, targets)
-        losses |= self.criterion.auxiliary(feature, targets, self.triplets, self.contours)
-        return losses
+        if self.triplets is not None:
+            losses["loss_triplet"] = self.triplets(features.things, targets)
+        if self.contours is not None:
+            losses["loss_contour"] = self.contours(features.stuff, targets)
+        return self.criterion.weighted(losses)
+
+    def _single_shot(self, features: Features, i: int, things: Tensor) -> Tensor:
+        """(n + S, h, w) logits of image i, by one convolution if one feature serves both."""
+        if self.stuff_feature is None:
+            return single_shot_convolution(
+                features.things[i], torch.cat([things, self.stuff_filters])
+            )
+        parts = ((features.things, things), (features.stuff, self.stuff_filters))
+        return torch.cat([single_shot_convolution(x[i], filters) for x, filters in parts])
 
     @property
     def _strides(self) -> list[int]:
@@ -234,10 +260,14 @@ class SPINet(PanopticModel):
         unit = max(self.size_divisibility, 1)
         return [(-(-h // unit) * unit, -(-w // unit) * unit) for h, w in image_sizes]
 
-    def _features(self, images: Tensor, sizes: Sizes):
+    def _features(self, images: Tensor, sizes: Sizes) -> Features:
         pyramid = self.backbone(images)
-        feature = self.panoptic_feature([pyramid[x] for x in self.feature_levels], sizes)
-        return feature, self.filter_sampling([pyramid[x] for x in self.filter_levels], sizes)
+        levels = [pyramid[name] for name in self.feature_levels]
+        things = stuff = self.panoptic_feature(levels, sizes)
+        if self.stuff_feature is not None:
+            stuff = self.stuff_feature(levels, sizes)
+        maps = self.filter_sampling([pyramid[name] for name in self.filter_levels], sizes)
+        return Features(things, stuff, maps)
 
     def preprocess_image(self, batched_inputs: list[dict]) -> ImageList:
         """Normalise the images, then pad them with zeros to one size the backbone can take."""
@@ -251,9 +281,9 @@ class SPINet(PanopticModel):
     def dense(self, images: Tensor) -> DenseOutputs:
         """The panoptic feature, stuff logits, class logits and filter maps."""
         size = (images.shape[-2], images.shape[-1])
-        feature, maps = self._features(images, [size] * len(images))
-        stuff = single_shot_convolution(feature, self.stuff_filters)
-        return DenseOutputs(feature, stuff, maps.logits, maps.filters)
+        features = self._features(images, [size] * len(images))
+        stuff = single_shot_convolution(features.stuff, self.stuff_filters)
+        return DenseOutputs(features.things, stuff, *features.maps)
 
     def find_candidates(
         self, dense: DenseOutputs, image_sizes: Sizes, output_sizes: Sizes

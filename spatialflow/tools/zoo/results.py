@@ -269,6 +269,24 @@ _PANOPTIC_FPN = [
         ("Cityscapes/panoptic_fpn_R_50", CITYSCAPES_VAL, (57.7, 51.6, 62.2), "Table 3a"),
         ("Cityscapes/panoptic_fpn_R_101", CITYSCAPES_VAL, (58.1, 52.0, 62.5), "Table 3b"),
     )
+
+def _spinet(name: str, published: Metrics | None, row: str, split: str = CITYSCAPES_VAL) -> Result:
+    return Result(f"SPINet/{name}.yaml", split, published, note=f"SPINet, {row}")
+
+
+_SPINET = [
+    _spinet("spinet_R_50", (42.2, 49.3, 31.4), "Tables 1, 4", COCO_VAL),
+    _spinet("spinet_R_50_DCN", (43.0, 49.3, 33.5), "Table 1", COCO_VAL),
+    _spinet("spinet_R_50_Cityscapes", (63.0, 57.0, 67.3), "Tables 1, 2, 3, 5"),
+    _spinet("spinet_R_50_DCN_Cityscapes", (63.5, 57.4, 67.9), "Table 1"),
+    _spinet("ablations/table_3_none", (61.8, 54.8, 66.8), "Table 3: none"),
+    _spinet("ablations/table_3_dice", (62.3, 56.0, 66.8), "Table 3: M.C.D"),
+    _spinet("ablations/table_3_dice_inter", (62.7, 56.2, 67.4), "Table 3: M.C.D, inter"),
+    _spinet("ablations/table_3_inter_intra", (62.3, 55.9, 66.9), "Table 3: inter, intra"),
+    _spinet("ablations/table_4_P3_to_P7", (40.5, 48.3, 28.6), "Table 4: P3-7, P3-7", COCO_VAL),
+    _spinet("ablations/table_5_two_features", None, "Table 5: not integrated, PQ 62.3"),
+    Result("camvid/spinet_R_18_small.yaml", "CamVid val"),
+    Result("toy/spinet_toy.yaml", "toy val"),
 ]
 
 _OTHERS = [
@@ -312,6 +330,8 @@ PANOPTIC_RESULTS = {
     "JSIS-Net": _JSIS_NET,
     "Panoptic FPN": _PANOPTIC_FPN,
     "Small data, and other models to compare with": _OTHERS,
+    "SPINet": _SPINET,
+    "Small data, and Panoptic FPN to compare with": _OTHERS,
 }
 """Results by the heading they stand under."""
 

@@ -18,7 +18,9 @@ def image(*boxes, classes=None, ignored=None):
 
 
 def test_a_location_has_the_mask_over_it_and_the_smaller_of_two():
-    found = assign_locations(image((0, 0, 32, 32), (0, 0, 16, 8), classes=[4, 2]), GRIDS, STRIDES, 5)
+    found = assign_locations(
+        image((0, 0, 32, 32), (0, 0, 16, 8), classes=[4, 2]), GRIDS, STRIDES, 5
+    )
     first = found.labels[:64].view(8, 8)
     assert (first[0, :2] == 2).all() and (first[1:4, :4] == 4).all() and (first[4:] == 5).all()
     assert found.labels[-4:].tolist() == [4, 5, 5, 5]
