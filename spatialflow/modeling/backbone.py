@@ -179,16 +179,15 @@ def build_resnet(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
     resnets.NORM = norm_for_processes(resnets.NORM, cfg.MODEL.DEVICE)
     resnet = build_resnet_backbone(cfg, input_shape)
     dilate(resnet, resnets.get("OUTPUT_STRIDE", 32))  # no key of Detectron2's own configs
-    if resnets.STEM_TYPE == "deeplab":
+    stem = resnets.get("STEM_TYPE", "basic")  # a config of Detectron2 does not have the key
+    if stem == "deeplab":
         resnet.stem = DeepLabStem(
             input_shape.channels, resnets.STEM_OUT_CHANNELS, norm=resnets.NORM
         )
         if cfg.MODEL.BACKBONE.FREEZE_AT >= 1:
             resnet.stem.freeze()
-    elif resnets.STEM_TYPE != "basic":
-        raise ValueError(
-            f'MODEL.RESNETS.STEM_TYPE is "basic" or "deeplab", not {resnets.STEM_TYPE!r}.'
-        )
+    elif stem != "basic":
+        raise ValueError(f'MODEL.RESNETS.STEM_TYPE is "basic" or "deeplab", not {stem!r}.')
     # Stages after the last one that is needed do not exist.
     for on, stage in zip(deformable, resnet.stages, strict=False):
         for i, block in enumerate(stage if on else ()):

@@ -64,3 +64,27 @@ def test_p6_and_p7_have_the_norm_of_the_other_levels(cfg):
     single_cell = backbone(torch.randn(1, 3, 64, 64))["p7"]
     assert single_cell.shape[-2:] == (1, 1)
     assert single_cell.isfinite().all()
+
+
+def test_deeplab_stem_has_the_names_and_shapes_of_detectron2s(cfg):
+    """Those of the stem in DeepLab/R-52.pkl, which loads as it is."""
+    cfg.MODEL.RESNETS.DEPTH, cfg.MODEL.RESNETS.STEM_TYPE = 50, "deeplab"
+    cfg.MODEL.RESNETS.STEM_OUT_CHANNELS, cfg.MODEL.RESNETS.NORM = 128, "FrozenBN"
+    cfg.MODEL.RESNETS.RES2_OUT_CHANNELS, cfg.MODEL.BACKBONE.FREEZE_AT = 256, 2
+    backbone = build_backbone(cfg).bottom_up
+    stem = {k: tuple(v.shape) for k, v in backbone.stem.state_dict().items() if v.ndim == 4}
+    assert stem == {
+        "conv1.weight": (64, 3, 3, 3),
+        "conv2.weight": (64, 64, 3, 3),
+        "conv3.weight": (128, 64, 3, 3),
+    }
+    assert "conv1.norm.running_mean" in backbone.stem.state_dict()
+    assert backbone.res2[0].conv1.weight.shape == (64, 128, 1, 1)
+    assert not any(p.requires_grad for p in backbone.stem.parameters())
+    assert backbone.stem(torch.zeros(1, 3, 64, 96)).shape == (1, 128, 16, 24)
+
+
+def test_another_stem_is_refused(cfg):
+    cfg.MODEL.RESNETS.STEM_TYPE = "resnet-d"
+    with pytest.raises(ValueError, match="STEM_TYPE is .* not 'resnet-d'"):
+        build_backbone(cfg)
