@@ -45,7 +45,7 @@ def shrunk(name: str) -> CfgNode:
     width = 64 if model.RETINANET.NORM == "GN" else 32 if group_norm else 8
     model.FPN.OUT_CHANNELS = model.ROI_MASK_HEAD.CONV_DIM = width
     model.SPINET.FILTER_CHANNELS = 8
-    model.SEM_SEG_HEAD.CONVS_DIM = 32
+    model.SEM_SEG_HEAD.CONVS_DIM = max(width, 32)
     model.ROI_BOX_HEAD.FC_DIM = 16
     model.JSIS_NET.CHANNELS = model.JSIS_NET.REGION_WIDTH = 32
     model.RETINANET.NUM_CLASSES = model.ROI_HEADS.NUM_CLASSES = 8
