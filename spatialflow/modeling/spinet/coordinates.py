@@ -23,8 +23,10 @@ def with_coordinates(feature: Tensor, stride: int, sizes: Sequence[tuple[int, in
         (N, C + 2, H, W).
     """
     height, width = feature.shape[-2:]
-    kwargs = {"device": feature.device, "dtype": torch.float32}
-    y, x = (2 * stride * (torch.arange(n, **kwargs) + 0.5) for n in (height, width))
+    y, x = (
+        2 * stride * (torch.arange(n, device=feature.device, dtype=torch.float32) + 0.5)
+        for n in (height, width)
+    )
     grids = [
         torch.stack([(x / w - 1).expand(height, width), (y / h - 1)[:, None].expand(height, width)])
         for h, w in sizes

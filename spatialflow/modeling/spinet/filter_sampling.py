@@ -63,6 +63,7 @@ class FilterSampling(nn.Module):
         self.kernel_size = kernel_size
         self.class_tower = _tower(in_channels, in_channels, num_convs, norm)
         self.class_score = conv3x3(in_channels, num_classes)
+        assert self.class_score.bias is not None
         nn.init.constant_(self.class_score.bias, -math.log((1 - prior_prob) / prior_prob))
         self.filter_tower = _tower(in_channels + 2, in_channels, num_convs, norm)
         self.filter_map = conv3x3(in_channels, filter_channels)
