@@ -3,8 +3,8 @@
 from . import rcnn, timm_backbone, timm_vit  # noqa: F401  register adapters and backbones
 from .adapters import as_panoptic_model, register_adapter
 from .backbone import build_spatialflow_resnet_fpn_backbone
-from .jsis_net import JSISNet
 from .htc import HybridTaskCascade
+from .jsis_net import JSISNet
 from .panoptic import MERGE_REGISTRY, HeuristicMerge, Merge
 from .panoptic_model import PanopticModel
 from .spatialflow import SpatialFlow

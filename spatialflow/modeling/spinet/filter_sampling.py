@@ -104,8 +104,8 @@ class FilterSampling(nn.Module):
         windows = windows_at(filters, locations, self.kernel_size)
         # Not the module's call: the benchmark's calibration changes the scores, on which the
         # locations depend, and repeats what modules without a class layer returned before.
-        filters = F.linear(windows, self.generator.weight, self.generator.bias)
-        return filters.unflatten(1, (-1, self.kernel_size, self.kernel_size))
+        generated = F.linear(windows, self.generator.weight, self.generator.bias)
+        return generated.unflatten(1, (-1, self.kernel_size, self.kernel_size))
 
 
 def windows_at(filters: Sequence[Tensor], locations: Tensor, side: int) -> Tensor:

@@ -9,27 +9,25 @@ S stuff labels, n things of an image. Locations: see :mod:`.filter_sampling`.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from functools import partial
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
-from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone
+from detectron2.modeling import META_ARCH_REGISTRY, Backbone
 from detectron2.structures import BitMasks, Boxes, ImageList, Instances, pairwise_iou
 from torch import Tensor, nn
 
 from ..class_layers import train_only_class_layers
 from ..config_check import check_class_counts
-from ..norms import norm_for_processes
 from ..panoptic import HeuristicMerge, Merge
 from ..panoptic_model import ClassLogits, PanopticModel, Sizes
 from .auxiliary import InterClassContours, IntraClassTriplets
+from .build import build_parts
 from .criterion import Criterion, image_targets
 from .dense_masks import DenseMasks, mask_nms, upsample
 from .filter_sampling import FilterMaps, FilterSampling, single_shot_convolution
+from .locations import central_locations, find_peaks
 from .panoptic_feature import PanopticFeature
 
 GIVEN_BOX_IOU = 0.5
@@ -60,14 +58,6 @@ class Features(NamedTuple):
     things: Tensor
     stuff: Tensor
     maps: FilterMaps
-
-
-class Peaks(NamedTuple):
-    """Where the things of an image are: locations, scores and classes, (n,) each."""
-
-    locations: Tensor
-    scores: Tensor
-    classes: Tensor
 
 
 @META_ARCH_REGISTRY.register()
@@ -149,54 +139,7 @@ class SPINet(PanopticModel):
             ValueError: a class count is not set.
         """
         check_class_counts(cfg, cls.class_counts)
-        backbone = build_backbone(cfg)
-        shapes, keys, detection = backbone.output_shape(), cfg.MODEL.SPINET, cfg.MODEL.RETINANET
-        channels = cfg.MODEL.SEM_SEG_HEAD.CONVS_DIM
-        filter_sampling = FilterSampling(
-            shapes[keys.FILTER_LEVELS[0]].channels,
-            detection.NUM_CLASSES,
-            strides=[shapes[name].stride for name in keys.FILTER_LEVELS],
-            filter_channels=keys.FILTER_CHANNELS,
-            feature_channels=channels,
-            kernel_size=keys.KERNEL_SIZE,
-            num_convs=detection.NUM_CONVS,
-            norm=norm_for_processes(detection.NORM, cfg.MODEL.DEVICE),
-            prior_prob=detection.PRIOR_PROB,
-        )
-        panoptic_feature = partial(
-            PanopticFeature,
-            [shapes[name] for name in keys.FEATURE_LEVELS],
-            channels,
-            norm=norm_for_processes(cfg.MODEL.SEM_SEG_HEAD.NORM, cfg.MODEL.DEVICE),
-            upsample_first=keys.UPSAMPLE_FIRST,
-            deformable=keys.DEFORM_FEATURE,
-        )
-        shape = (cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, channels, *[keys.KERNEL_SIZE] * 2)
-        # Logits of about the size of those that the filters of things give at the start.
-        stuff_filters = torch.randn(shape) / math.sqrt(channels * keys.KERNEL_SIZE**2)
-        weights = keys.LOSS_WEIGHTS
-        focal = (detection.FOCAL_LOSS_ALPHA, detection.FOCAL_LOSS_GAMMA)
-        same_class = keys.TRIPLET_NEGATIVES == "same_class"
-        return {
-            "backbone": backbone,
-            "filter_sampling": filter_sampling,
-            "panoptic_feature": panoptic_feature(),
-            "stuff_feature": panoptic_feature() if keys.TWO_FEATURES else None,
-            "stuff_filters": stuff_filters,
-            "criterion": Criterion(cfg),
-            "triplets": IntraClassTriplets(channels, same_class) if weights.INTRA else None,
-            "contours": InterClassContours(channels, *focal) if weights.INTER else None,
-            "feature_levels": keys.FEATURE_LEVELS,
-            "filter_levels": keys.FILTER_LEVELS,
-            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
-            "pixel_std": cfg.MODEL.PIXEL_STD,
-            "score_thresh": detection.SCORE_THRESH_TEST,
-            "topk_candidates": detection.TOPK_CANDIDATES_TEST,
-            "nms_thresh": detection.NMS_THRESH_TEST,
-            "max_detections": cfg.TEST.DETECTIONS_PER_IMAGE,
-            "merge": cls.build_merge(cfg),
-            "class_layers_only": cfg.MODEL.CLASS_LAYERS.TRAIN_ONLY,
-        }
+        return {**build_parts(cfg), "merge": cls.build_merge(cfg)}
 
     @classmethod
     def build_merge(cls, cfg: CfgNode) -> HeuristicMerge | None:
@@ -299,7 +242,8 @@ class SPINet(PanopticModel):
 
     def _candidates(self, dense: DenseOutputs, i: int, image_size: tuple[int, int]) -> Instances:
         """The candidates of image i with boxes in pixels of the network input."""
-        peaks = self._peaks([x[i] for x in dense.logits])
+        scores = [x[i] for x in dense.logits]
+        peaks = find_peaks(scores, self.score_thresh, self.topk_candidates)
         masks = self._masks_at(dense, i, peaks.locations, image_size)
         candidates = Instances(
             image_size,
@@ -309,27 +253,6 @@ class SPINet(PanopticModel):
             dense_masks=masks,
         )
         return candidates[candidates.pred_boxes.nonempty()]
-
-    def _peaks(self, logits: Sequence[Tensor]) -> Peaks:
-        """The best locations over the score threshold.
-
-        Readings: the paper names a threshold alone, which thousands of locations of one thing
-        pass. Those are taken that are the largest of their class in the 3x3 locations around them,
-        and of these the best.
-
-        Args:
-            logits: (K, H_l, W_l) of each level.
-        """
-        scores = []
-        for x in logits:
-            level = x.float().sigmoid()
-            largest = F.max_pool2d(level[None], 3, stride=1, padding=1)[0]
-            scores.append(torch.where(level == largest, level, 0).flatten(1))
-        flat = torch.cat(scores, dim=1)
-        num_locations = flat.shape[1]
-        values, order = flat.flatten().sort(descending=True, stable=True)
-        order = order[: self.topk_candidates][values[: self.topk_candidates] > self.score_thresh]
-        return Peaks(order % num_locations, flat.flatten()[order], order // num_locations)
 
     def _masks_at(
         self, dense: DenseOutputs, i: int, locations: Tensor, image_size: tuple[int, int]
@@ -393,22 +316,9 @@ class SPINet(PanopticModel):
             logits[known] = own.dense_masks.logits[which[known]]
         if not known.all():
             scores = [x[i] for x in features.logits]
-            locations = self._central_locations(scores, boxes[~known], classes[~known])
+            locations = central_locations(scores, self._strides, boxes[~known], classes[~known])
             logits[~known] = self._masks_at(features, i, locations, image_size).logits
         return DenseMasks(logits, image_size).in_boxes(boxes, GIVEN_BOX_SIDE)
-
-    def _central_locations(self, logits: Sequence[Tensor], boxes: Boxes, classes: Tensor) -> Tensor:
-        """The location at the centre of each box, on the level that is surest of its class."""
-        centres, start, scores, locations = boxes.get_centers(), 0, [], []
-        for level, stride in zip(logits, self._strides, strict=True):
-            height, width = level.shape[-2:]
-            columns = (centres[:, 0] / stride).long().clamp(0, width - 1)
-            rows = (centres[:, 1] / stride).long().clamp(0, height - 1)
-            scores.append(level[classes, rows, columns])
-            locations.append(start + rows * width + columns)
-            start += height * width
-        best = torch.stack(scores).argmax(dim=0)
-        return torch.stack(locations).gather(0, best[None])[0]
 
     def attach_masks(self, instances: Instances, masks: Tensor) -> None:
         """Set ``pred_masks``; own candidates get the boxes around them, too."""

@@ -9,7 +9,8 @@ from detectron2.config import CfgNode
 from spatialflow.model_zoo import get_config
 from spatialflow.model_zoo.shipped import Card, read_card, shipped_configs, shipped_weights
 
-from .results import DETECTION_RESULTS, INSTANCE_RESULTS, PANOPTIC_RESULTS, Metrics, Result
+from .result import Metrics, Result
+from .results import DETECTION_RESULTS, INSTANCE_RESULTS, PANOPTIC_RESULTS
 
 _SHIPPED = "weights come with the project"
 _HEAD = """\

@@ -11,6 +11,7 @@ from torch import nn
 from spatialflow.inference.optimized import optimize
 from spatialflow.model_zoo import get_config
 from spatialflow.modeling.spinet.criterion import image_targets
+from spatialflow.modeling.spinet.locations import find_peaks
 
 TWO = ((4, 4, 30, 40), (40, 10, 80, 60))
 LOSSES = ("cls", "mask", "sem_seg", "sem_seg_dice", "triplet", "contour")
@@ -234,7 +235,7 @@ def test_peaks_are_the_largest_of_their_surroundings_and_class(build):
     logits = [torch.full((3, 5, 6), -9.0), torch.full((3, 2, 2), -9.0)]
     logits[0][0, 1, 1], logits[0][0, 1, 2] = 2.0, 1.0
     logits[0][1, 1, 2], logits[1][2, 0, 1], logits[0][2, 4, 5] = 0.5, 3.0, 0.1
-    peaks = model._peaks(logits)
+    peaks = find_peaks(logits, model.score_thresh, model.topk_candidates)
     assert peaks.locations.tolist() == [31, 7, 8] and peaks.classes.tolist() == [2, 0, 1]
     torch.testing.assert_close(peaks.scores, torch.tensor([3.0, 2.0, 0.5]).sigmoid())
 
