@@ -5,6 +5,10 @@
         --seeds 1 2 3 \
         --configs toy/ablations/naive.yaml toy/spatialflow_toy.yaml
 
+With --cpu-seconds every config trains for as much processor time as every other: its iterations are
+timed first and SOLVER.MAX_ITER is set by that. --jobs 2 with OMP_NUM_THREADS=1 in the environment
+trains two runs at a time, one thread each.
+
 Runs that are finished are not repeated, so that a stopped ablation goes on where it was; an
 unfinished one is resumed from its last checkpoint. Each run has a folder below --output, with a
 record of config, overrides and seed: a folder whose record says otherwise is refused.
@@ -19,19 +23,28 @@ import platform
 import statistics
 import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
+from detectron2.utils.events import EventStorage
 from tabulate import tabulate
 from tqdm import tqdm
 
 from spatialflow import load_config, model_zoo
+from spatialflow.data import prepare_datasets
+from spatialflow.engine import Trainer
 from spatialflow.utils.files import atomic_write
 
 TRAIN_NET = Path(__file__).resolve().parents[1] / "train_net.py"
 RECORD = "ablation_run.json"
 """File in the folder of a run that says which run it is."""
+BUDGET = "iterations.json"
+"""File in the folder of all runs with the iterations that were found for --cpu-seconds."""
+UNTIMED_ITERATIONS, TIMED_ITERATIONS = 3, 12
 OTHER_FOLDER = "Give another --output, or remove this folder to train anew."
 METRICS = {
     "PQ": ("panoptic_seg", "PQ"),
@@ -88,6 +101,42 @@ def claim(folder: Path, run: dict) -> None:
     )
 
 
+def iterations_within(config: str, opts: Sequence[str], seconds: float, output: Path) -> int:
+    """How many iterations of a config take a number of CPU seconds, as timed the first time.
+
+    Args:
+        config: name in the model zoo.
+        opts: ``KEY VALUE ...`` overrides.
+        seconds: processor time of all threads.
+        output: folder of the runs, where the number is kept for runs that are resumed.
+    """
+    record = output / BUDGET
+    known = json.loads(record.read_text()) if record.exists() else {}
+    key = f"{config} {' '.join(opts)} {seconds:g}".strip()
+    if key not in known:
+        known[key] = max(1, int(seconds / seconds_per_iteration(config, opts)))
+        output.mkdir(parents=True, exist_ok=True)
+        with atomic_write(str(record), "w") as f:
+            json.dump(known, f, indent=2)
+    return known[key]
+
+
+def seconds_per_iteration(config: str, opts: Sequence[str]) -> float:
+    """Mean CPU seconds of an iteration of a config, over TIMED_ITERATIONS after some others."""
+    cfg = load_config(model_zoo.get_config_file(config), opts)
+    with tempfile.TemporaryDirectory() as folder:
+        cfg.OUTPUT_DIR = folder
+        prepare_datasets(cfg)
+        trainer = Trainer(cfg)
+        with EventStorage() as storage:
+            for i in range(UNTIMED_ITERATIONS + TIMED_ITERATIONS):
+                if i == UNTIMED_ITERATIONS:
+                    start = time.process_time()
+                storage.iter = trainer.iter = i
+                trainer.run_step()
+    return (time.process_time() - start) / TIMED_ITERATIONS
+
+
 def train(run: dict, folder: Path) -> dict:
     """Train one config with one seed, unless that is done, and return its results.
 
@@ -133,6 +182,14 @@ def as_table(results: dict[str, list[dict]]) -> str:
     return tabulate(rows, ["config", *METRICS], tablefmt="github", disable_numparse=True)
 
 
+def describe_budget(seconds: float | None, opts: dict[str, list[str]]) -> list[str]:
+    """A line on equal processor time with the iterations of each config; none without it."""
+    if not seconds:
+        return []
+    iterations = ", ".join(f"{config} {values[-1]}" for config, values in opts.items())
+    return [f"{seconds:g} CPU seconds of training each; iterations: {iterations}."]
+
+
 def describe_machine() -> str:
     """Where the runs were made, in a line."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
@@ -147,17 +204,26 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     parser.add_argument("--output", type=Path, required=True, help="folder of the runs")
     parser.add_argument("--table", type=Path, help="Markdown file to write; default: print only")
+    parser.add_argument("--cpu-seconds", type=float, help="processor time of each training")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time (default: 1)")
     parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs")
     args = parser.parse_args()
-    results: dict[str, list[dict]] = {config: [] for config in args.configs}
+    opts = {config: list(args.opts) for config in args.configs}
+    if args.cpu_seconds:
+        for config in args.configs:
+            number = iterations_within(config, args.opts, args.cpu_seconds, args.output)
+            opts[config] += ["SOLVER.MAX_ITER", str(number)]
     # Seed by seed, so that a stopped ablation has compared something.
     runs = [(config, seed) for seed in args.seeds for config in args.configs]
-    wanted = [describe_run(config, seed, args.opts) for config, seed in runs]
+    wanted = [describe_run(config, seed, opts[config]) for config, seed in runs]
     folders = [run_folder(args.output, config, seed) for config, seed in runs]
     for run, folder in zip(wanted, folders, strict=True):
         claim(folder, run)  # all of them first, so that a mix-up shows before hours of training
-    for run, folder in zip(tqdm(wanted, desc="Runs"), folders, strict=True):
-        results[run["config"]].append(train(run, folder))
+    with ThreadPoolExecutor(args.jobs) as pool:
+        trained = list(tqdm(pool.map(train, wanted, folders), desc="Runs", total=len(runs)))
+    results: dict[str, list[dict]] = {config: [] for config in args.configs}
+    for run, result in zip(wanted, trained, strict=True):
+        results[run["config"]].append(result)
     seeds = ", ".join(map(str, args.seeds))
     lines = [
         f"Mean and standard deviation over seeds {seeds}."
@@ -165,6 +231,7 @@ def main() -> None:
         else f"One run each, seed {seeds}.",
         f"Machine: {describe_machine()}.",
         f"Overrides: `{' '.join(args.opts)}`." if args.opts else "The configs as they are.",
+        *describe_budget(args.cpu_seconds, opts),
         "",
         as_table(results),
     ]

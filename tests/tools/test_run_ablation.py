@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import run_ablation
+from tiny_runs import tiny_overrides
 
 RESULT = {
     "panoptic_seg": {"PQ": 40.0, "PQ_th": 45.0, "PQ_st": 30.0},
@@ -129,3 +130,24 @@ def test_failed_run_names_its_log(tmp_path):
     with pytest.raises(SystemExit, match="seed 1 failed; see .*stdout.txt"):
         run_ablation.train(run, tmp_path / "run")
     assert "SOLVER.AMP.ENABLED needs CUDA" in (tmp_path / "run" / "stdout.txt").read_text()
+
+
+def test_equal_processor_time_gives_each_config_its_iterations(
+    tmp_path, monkeypatch, capsys, trained
+):
+    seconds = dict(zip(NAMESAKES, (2.0, 0.5), strict=True))
+    monkeypatch.setattr(run_ablation, "seconds_per_iteration", lambda config, opts: seconds[config])
+    arguments = ["--output", tmp_path, "--seeds", 1, "--cpu-seconds", 10, "--configs", *NAMESAKES]
+    _, printed = ablate(monkeypatch, capsys, *arguments)
+    iterations = [command[command.index("SOLVER.MAX_ITER") + 1] for command in trained]
+    assert iterations == ["5", "20"]
+    assert f"iterations: {NAMESAKES[0]} 5, {NAMESAKES[1]} 20." in printed
+    # A stopped ablation goes on with what was timed first.
+    seconds[NAMESAKES[0]] = 1.0
+    ablate(monkeypatch, capsys, *arguments)
+    assert len(trained) == 2
+
+
+def test_timing_runs_iterations_of_the_config(toy_datasets, tmp_path):
+    overrides = [*map(str, tiny_overrides(toy_datasets, tmp_path))]
+    assert 0 < run_ablation.seconds_per_iteration(TOY, overrides) < 60
