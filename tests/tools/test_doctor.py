@@ -68,6 +68,13 @@ def test_check_module__broken__tells_why_in_one_line(monkeypatch, tmp_path, code
     assert found == Finding("fragile_module", Status.MISSING, message, doctor.REINSTALL)
 
 
+def test_optional_module__absent__says_what_it_is_for_and_how_to_get_it(monkeypatch):
+    monkeypatch.setattr(doctor, "find_spec", lambda name: None)
+    found = doctor.check_optional_module("timm")
+    assert found.status is doctor.Status.NOTE
+    assert "pretrained backbones" in found.message and "spatialflow[timm]" in found.advice
+
+
 def test_check_module__another_distribution_provides_it__names_it():
     assert "(opencv-" in doctor.check_module("cv2").message
 
