@@ -21,7 +21,13 @@ def test_the_commands_of_the_readme_are_understood():
     text = README.read_text().replace("\\\n", " ")
     commands = re.findall(r"spatialflow convert ([^\n`]*)", text)
     complete = [c for c in commands if "..." not in c and "--help" not in c]
-    assert {c.split()[0] for c in complete} == {"cityscapes", "mapillary", "ade20k", "pairs"}
+    assert {c.split()[0] for c in complete} == {
+        "cityscapes",
+        "mapillary",
+        "ade20k",
+        "pairs",
+        "camvid",
+    }
     for command in complete:
         parser().parse_args(shlex.split(command))
 
