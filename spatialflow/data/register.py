@@ -1,4 +1,4 @@
-"""Registering datasets, and the class counts that follow from them."""
+"""Registering datasets, and what a config takes from them."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 
-from spatialflow.config import CLASS_COUNT_UNSET, class_count_is_unset, read_key
-
 from .categories import Categories
+from .class_counts import check_same_classes, set_class_counts
 from .coco_panoptic import load_coco_panoptic, load_unannotated, read_categories
 
 TOY_DATASETS = {
@@ -38,11 +37,6 @@ _CLASS_KEYS = (
     "ignore_label",
     "label_divisor",
 )
-_CLASS_COUNT_KEYS = {
-    "MODEL.RETINANET.NUM_CLASSES": "things",
-    "MODEL.ROI_HEADS.NUM_CLASSES": "things",
-    "MODEL.SEM_SEG_HEAD.NUM_CLASSES": "stuff",
-}
 _ENTRIES = {
     "REGISTER": "[name, image folder, PNG folder, JSON]",
     "UNANNOTATED": "[name, image folder, JSON with 'images', dataset of the same classes]",
@@ -235,7 +229,7 @@ def prepare_datasets(
             _check_paths(name, _paths(_metadata(name)))
         if check_files and name not in cfg.DATASETS.TRAIN:
             load_dataset_dicts(name)
-        _check_same_classes(name, names[0], categories)
+        check_same_classes(name, names[0], categories)
     if names:
         set_class_counts(cfg, names[0], categories[names[0]])
 
@@ -304,55 +298,3 @@ def _cityscapes_image(image: dict[str, Any]) -> str:
     # The file names that Cityscapes' own script writes into the JSON do not exist.
     city = image["id"].split("_")[0]
     return os.path.join(city, f"{image['id']}_leftImg8bit.png")
-
-
-def _check_same_classes(name: str, first: str, categories: dict[str, Categories]) -> None:
-    for key, kind in _CLASS_COUNT_KEYS.items():
-        a, b = ([plain_name(c.name) for c in getattr(categories[n], kind)] for n in (first, name))
-        if len(a) != len(b):
-            raise ValueError(
-                f"{key} is {len(a)} for dataset {first}, but {len(b)} for dataset {name}; train "
-                "and test on datasets of the same classes."
-            )
-        if a != b:
-            i = next(i for i, pair in enumerate(zip(a, b, strict=True)) if pair[0] != pair[1])
-            raise ValueError(
-                f"Datasets {first} and {name} have different classes: {kind} number {i} is "
-                f"{a[i]!r} in the first, {b[i]!r} in the second."
-            )
-
-
-def plain_name(name: str) -> str:
-    """A class name to compare: Detectron2's separated metadata of COCO leaves endings out."""
-    return name.replace("-other", "").replace("-merged", "")
-
-
-def set_class_counts(cfg: CfgNode, name: str, categories: Categories) -> None:
-    """Set the class counts that are unset, and compare the others.
-
-    Args:
-        cfg: not frozen; changed in place.
-        name: name of the dataset, for the messages.
-        categories: its classes.
-
-    Raises:
-        ValueError: a count or MODEL.SEM_SEG_HEAD.THING_LABELS is set to something else, or the
-            dataset has no thing.
-    """
-    if not categories.things:
-        raise ValueError(f"Dataset {name} has no thing class; detection needs at least one.")
-    for key, kind in _CLASS_COUNT_KEYS.items():
-        count = len(getattr(categories, kind))
-        given = read_key(cfg, key)
-        if given != count and not class_count_is_unset(cfg, key):
-            raise ValueError(
-                f"{key} is set to {given}, but dataset {name} has {count}. Leave the key out or at "
-                f"{CLASS_COUNT_UNSET}, then it is taken from the dataset."
-            )
-        cfg.merge_from_list([key, count])
-    given, needed = cfg.MODEL.SEM_SEG_HEAD.THING_LABELS, categories.thing_labels_in_stuff
-    if list(given) != needed:
-        raise ValueError(
-            f"MODEL.SEM_SEG_HEAD.THING_LABELS is {given}, but the stuff labels of things "
-            f"in dataset {name} are {needed}; set the key to these."
-        )

@@ -16,7 +16,7 @@ from torch import nn
 from spatialflow.checkpoint import SafeCheckpointer
 from spatialflow.config import class_count_is_unset, load_config
 from spatialflow.data import dataset_categories, prepare_datasets
-from spatialflow.data.register import plain_name
+from spatialflow.data.class_counts import plain_name
 from spatialflow.model_zoo import get_config_file
 from spatialflow.modeling.adapters import as_panoptic_model, configured_class
 from spatialflow.modeling.panoptic import Merge

@@ -15,7 +15,7 @@ from typing import Any
 from detectron2.config import CfgNode
 
 from spatialflow.data import Categories
-from spatialflow.data.register import set_class_counts
+from spatialflow.data.class_counts import set_class_counts
 from spatialflow.utils.files import read_json, write_json
 
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
