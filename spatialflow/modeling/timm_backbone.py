@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -144,19 +144,42 @@ def build_timm_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
     for R-CNNs.
 
     Raises:
+        ValueError: see :func:`build_hierarchical_backbone`.
+    """
+    features = cfg.MODEL.FPN.IN_FEATURES
+    bottom_up = build_hierarchical_backbone(cfg, features)
+    return build_pyramid(cfg, bottom_up, LastLevelMaxPool() if "res2" in features else None)
+
+
+@BACKBONE_REGISTRY.register()
+def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TimmBackbone:
+    """Build a hierarchical model of timm without a pyramid, for MODEL.RPN.IN_FEATURES.
+
+    With MODEL.RESNETS.OUTPUT_STRIDE dilation takes the place of later strides, if timm's model can.
+
+    Raises:
+        ValueError: see :func:`build_hierarchical_backbone`.
+    """
+    return build_hierarchical_backbone(cfg, cfg.MODEL.RPN.IN_FEATURES)
+
+
+def build_hierarchical_backbone(cfg: CfgNode, features: Sequence[str]) -> TimmBackbone:
+    """The model of MODEL.TIMM for features of these strides, "res2" for 4 to "res5" for 32.
+
+    Raises:
         ValueError: the model is a plain ViT, or lacks a stride.
     """
-    probe, wanted = configured_probe(cfg), cfg.MODEL.FPN.IN_FEATURES
+    probe = configured_probe(cfg)
     indices = _indices_by_stride(probe)
-    missing = [feature for feature in wanted if feature not in indices]
+    missing = [feature for feature in features if feature not in indices]
     if missing:
         raise ValueError(
             f"MODEL.FPN.IN_FEATURES has {', '.join(missing)}, but timm's {cfg.MODEL.TIMM.NAME} has "
             f"{', '.join(indices) or 'none of them'}. Plain ViTs are for MODEL.BACKBONE.NAME "
             "'build_timm_vit_backbone'."
         )
-    bottom_up = build_timm_backbone(cfg, probe, {feature: indices[feature] for feature in wanted})
-    return build_pyramid(cfg, bottom_up, LastLevelMaxPool() if "res2" in wanted else None)
+    wanted = {feature: indices[feature] for feature in features}
+    return create_backbone(cfg, probe, wanted, output_stride=cfg.MODEL.RESNETS.OUTPUT_STRIDE)
 
 
 def configured_probe(cfg: CfgNode) -> Any:
@@ -179,8 +202,12 @@ def configured_probe(cfg: CfgNode) -> Any:
     return probe
 
 
-def build_timm_backbone(
-    cfg: CfgNode, probe: Any, features: Mapping[str, int], final_norm: bool = False
+def create_backbone(
+    cfg: CfgNode,
+    probe: Any,
+    features: Mapping[str, int],
+    final_norm: bool = False,
+    output_stride: int = 32,
 ) -> TimmBackbone:
     """The model of MODEL.TIMM, with the licence of its weights in the log.
 
@@ -188,6 +215,7 @@ def build_timm_backbone(
         cfg: the config.
         probe: see :func:`configured_probe`.
         features, final_norm: see :class:`TimmBackbone`.
+        output_stride: of the last feature; 32 is that of the model.
     """
     keys, data = cfg.MODEL.TIMM, probe.pretrained_cfg
     logger.info(
@@ -196,7 +224,7 @@ def build_timm_backbone(
     )
     return TimmBackbone(
         keys.NAME,
-        model_options(probe, keys.DROP_PATH),
+        model_options(probe, keys.DROP_PATH, output_stride),
         features,
         PixelConversion(
             cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD, cfg.INPUT.FORMAT, data["mean"], data["std"]

@@ -47,7 +47,7 @@ def probe_model(name: str) -> Any:
         return create_model(name)
 
 
-def model_options(probe: Any, drop_path: float = 0.0) -> dict[str, Any]:
+def model_options(probe: Any, drop_path: float = 0.0, output_stride: int = 32) -> dict[str, Any]:
     """What a model of timm is created with to serve as a backbone.
 
     Its input may have any size. The patches of a plain ViT have 16 pixels: those of another size,
@@ -57,9 +57,10 @@ def model_options(probe: Any, drop_path: float = 0.0) -> dict[str, Any]:
     Args:
         probe: see :func:`probe_model`.
         drop_path: rate of stochastic depth (Huang et al., ECCV 2016) of the last layer.
+        output_stride: of the last feature; below 32 dilation takes the place of strides.
 
     Raises:
-        ValueError: the model has no stochastic depth.
+        ValueError: the model has no stochastic depth, or no dilation.
     """
     accepted = inspect.signature(type(probe).__init__).parameters
     options = {key: value for key, value in ANY_SIZE.items() if key in accepted}
@@ -70,6 +71,13 @@ def model_options(probe: Any, drop_path: float = 0.0) -> dict[str, Any]:
                 "stochastic depth; set it to 0."
             )
         options["drop_path_rate"] = drop_path
+    if output_stride != 32:
+        if "output_stride" not in accepted:
+            raise ValueError(
+                f"MODEL.RESNETS.OUTPUT_STRIDE is {output_stride}, but timm's "
+                f"{type(probe).__name__} has no dilation; set it to 32."
+            )
+        options["output_stride"] = output_stride
     if is_plain_vit(probe) and probe.feature_info[-1]["reduction"] != PATCH_SIZE:
         options["patch_size"] = PATCH_SIZE
         options["img_size"] = tuple(PATCH_SIZE * side for side in probe.patch_embed.grid_size)

@@ -11,7 +11,7 @@ from torch import nn
 
 from .backbone import build_p6_p7
 from .norms import norm_for_processes
-from .timm_backbone import build_timm_backbone, configured_probe
+from .timm_backbone import configured_probe, create_backbone
 from .timm_models import is_plain_vit
 
 SCALES = {"res2": 4.0, "res3": 2.0, "res4": 1.0, "res5": 0.5}
@@ -53,7 +53,7 @@ def build_timm_vit_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ViTPyramid:
     channels = cfg.MODEL.FPN.OUT_CHANNELS
     top: nn.Module = LastLevelMaxPool() if "res2" in levels else build_p6_p7(cfg, channels, "p5")
     return ViTPyramid(
-        build_timm_backbone(cfg, probe, {FEATURE: last}, final_norm=True),
+        create_backbone(cfg, probe, {FEATURE: last}, final_norm=True),
         FEATURE,
         channels,
         [SCALES[level] for level in levels],

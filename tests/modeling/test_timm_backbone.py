@@ -234,3 +234,19 @@ def test_patches_of_14_pixels_become_16():
     small = theirs.patch_embed.proj(torch.ones(1, 3, 14, 14))
     large = backbone.model.patch_embed.proj(torch.ones(1, 3, 16, 16))
     torch.testing.assert_close(small, large, rtol=1e-3, atol=1e-3)
+
+
+def test_dilation_takes_the_place_of_strides_in_a_trunk():
+    cfg = timm_config(LITE0, "toy/jsis_net_toy.yaml")
+    cfg.MODEL.BACKBONE.NAME = "build_timm_backbone"
+    trunk = build_backbone(cfg)
+    features = trunk(torch.zeros(1, 3, 64, 96))
+    assert trunk.output_shape()["res4"].stride == 8
+    assert features["res4"].shape[-2:] == (8, 12)
+
+
+def test_models_without_dilation_are_refused_where_it_is_asked_for():
+    cfg = timm_config("swin_tiny_patch4_window7_224", "toy/jsis_net_toy.yaml")
+    cfg.MODEL.BACKBONE.NAME = "build_timm_backbone"
+    with pytest.raises(ValueError, match="OUTPUT_STRIDE is 8, but timm's SwinTransformer has no"):
+        build_backbone(cfg)

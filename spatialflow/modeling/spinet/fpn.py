@@ -7,13 +7,14 @@ from typing import Any
 import torch.nn.functional as F
 from detectron2.config import CfgNode
 from detectron2.layers import Conv2d, ShapeSpec, get_norm
-from detectron2.modeling import BACKBONE_REGISTRY
+from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from detectron2.modeling.backbone.fpn import FPN
 from fvcore.nn import weight_init
 from torch import Tensor
 
 from ..backbone import build_resnet
 from ..norms import norm_for_processes
+from ..timm_backbone import build_hierarchical_backbone
 
 LEVELS = ("p2", "p3", "p4", "p5", "p6")
 
@@ -80,10 +81,20 @@ def _conv(in_channels: int, out_channels: int, kernel_size: int, norm: str) -> C
 @BACKBONE_REGISTRY.register()
 def build_spinet_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> SPINetFPN:
     """Build P2 to P5, and P6 where a part of the model reads it, on a ResNet from a config."""
+    return _build_pyramid(cfg, build_resnet(cfg, input_shape))
+
+
+@BACKBONE_REGISTRY.register()
+def build_spinet_timm_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> SPINetFPN:
+    """The same on a hierarchical model of timm, MODEL.TIMM.NAME."""
+    return _build_pyramid(cfg, build_hierarchical_backbone(cfg, cfg.MODEL.FPN.IN_FEATURES))
+
+
+def _build_pyramid(cfg: CfgNode, bottom_up: Backbone) -> SPINetFPN:
     keys = cfg.MODEL.SPINET
     return SPINetFPN(
         with_p6="p6" in {*keys.FEATURE_LEVELS, *keys.FILTER_LEVELS},
-        bottom_up=build_resnet(cfg, input_shape),
+        bottom_up=bottom_up,
         in_features=cfg.MODEL.FPN.IN_FEATURES,
         out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
         norm=norm_for_processes(cfg.MODEL.FPN.NORM, cfg.MODEL.DEVICE),

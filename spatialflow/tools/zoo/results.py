@@ -257,7 +257,10 @@ _TIMM = [
         ("camvid", "", "CamVid val"),
     )
     for backbone in ("convnext_tiny", "swin_tiny", "vit_small", "lite0")
-] + [Result("camvid/panoptic_fpn_lite0.yaml", "CamVid val")]
+] + [
+    Result(f"camvid/{system}_lite0.yaml", "CamVid val")
+    for system in ("panoptic_fpn", "jsis_net", "spinet", "htc")
+]
 
 PANOPTIC_RESULTS = {
     "COCO and Cityscapes": _MAIN,
