@@ -17,6 +17,7 @@ from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone
 from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor
 
+from .backbone_model import BackboneModel
 from .class_layers import train_only_class_layers
 from .config_check import check_config
 from .detection import DensePredictions, Detector
@@ -24,7 +25,7 @@ from .fused_subnets import FusedSubnetworks
 from .ground_truth import crowd_mask, gt_instances, target
 from .mask_head import ThingHead
 from .panoptic import HeuristicMerge, Merge
-from .panoptic_model import ClassLogits, PanopticModel, Sizes, StuffLabels
+from .panoptic_model import ClassLogits, Sizes, StuffLabels
 from .stuff_head import StuffHead
 from .subnets import SEGMENTATION_LEVELS, SubnetFeatures, Subnetworks
 
@@ -40,7 +41,7 @@ class DenseOutputs(NamedTuple):
 
 
 @META_ARCH_REGISTRY.register()
-class SpatialFlow(PanopticModel):
+class SpatialFlow(BackboneModel):
     """A RetinaNet with four sub-networks, information flows, and a thing and a stuff branch.
 
     Args:
@@ -62,8 +63,6 @@ class SpatialFlow(PanopticModel):
     )
     class_counts = ("MODEL.RETINANET.NUM_CLASSES", "MODEL.SEM_SEG_HEAD.NUM_CLASSES")
 
-    pixel_mean: Tensor
-    pixel_std: Tensor
     subnets: Subnetworks | FusedSubnetworks
 
     @configurable
@@ -80,16 +79,12 @@ class SpatialFlow(PanopticModel):
         merge: Merge | None = HeuristicMerge(),  # noqa: B008
         class_layers_only: bool = False,
     ):
-        super().__init__()
-        self.backbone = backbone
+        super().__init__(backbone, pixel_mean, pixel_std)
         self.subnets = subnets
         self.detector = detector
         self.thing_head = thing_head
         self.stuff_head = stuff_head
-        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
-        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
         self.nms_thresh = detector.nms_thresh
-        self.size_divisibility = backbone.size_divisibility
         self.predicts_masks, self.predicts_stuff = thing_head is not None, stuff_head is not None
         self.merge = merge if self.predicts_masks and self.predicts_stuff else None
         if class_layers_only:
@@ -125,11 +120,6 @@ class SpatialFlow(PanopticModel):
         fill = cfg.MODEL.SPATIALFLOW.BOX_FILL
         return HeuristicMerge.from_config(cfg, fill.MIN_FREE if fill.ENABLED else None)
 
-    @property
-    def device(self) -> torch.device:
-        """Where the model is."""
-        return self.pixel_mean.device
-
     def losses(self, batched_inputs: list[dict]) -> dict[str, Tensor]:
         """The terms of eq. (6), each already weighted.
 
@@ -160,19 +150,10 @@ class SpatialFlow(PanopticModel):
             regions = self.thing_head.sample(detections, things)
             losses |= self.thing_head.losses(features.thing, regions)
         if self.stuff_head is not None:
-            losses |= self.stuff_head.losses(features.stuff, self._stuff_targets(batched_inputs))
+            labels = [target(x, "sem_seg") for x in batched_inputs]
+            padded = self.pad_labels(labels, self.stuff_head.ignore_value)
+            losses |= self.stuff_head.losses(features.stuff, padded)
         return losses
-
-    def preprocess_image(self, batched_inputs: list[dict]) -> ImageList:
-        """Normalise the images, then pad them with zeros to one size the backbone can take."""
-        images = [
-            (x["image"].to(self.device) - self.pixel_mean) / self.pixel_std for x in batched_inputs
-        ]
-        return ImageList.from_tensors(
-            images,
-            self.backbone.size_divisibility,
-            padding_constraints=self.backbone.padding_constraints,
-        )
 
     def extract_features(self, images: Tensor) -> SubnetFeatures:
         """Backbone, FPN, sub-networks and flows, of normalised images (N, 3, h, w)."""
@@ -250,16 +231,6 @@ class SpatialFlow(PanopticModel):
     ) -> list[Instances]:
         """What the detector finds now, to train masks on (Sec. IV-B, NMS at 0.4)."""
         return self.detector.inference(predictions, anchors, images.image_sizes, images.image_sizes)
-
-    def _stuff_targets(self, batched_inputs: list[dict]) -> Tensor:
-        """(N, h, w) int64 stuff labels, padded as the images are with the ignored value."""
-        assert self.stuff_head is not None
-        return ImageList.from_tensors(
-            [target(x, "sem_seg").to(self.device) for x in batched_inputs],
-            self.backbone.size_divisibility,
-            self.stuff_head.ignore_value,
-            self.backbone.padding_constraints,
-        ).tensor
 
 
 def _pyramid_shapes(backbone: Backbone, name: str) -> dict[str, ShapeSpec]:

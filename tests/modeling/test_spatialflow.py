@@ -218,9 +218,9 @@ def test_training_labels_do_not_depend_on_a_larger_companion():
         assert torch.equal(alone, beside)
 
 
-def test_stuff_targets_are_padded_with_the_ignored_value():
+def test_labels_are_padded_with_the_ignored_value():
     images = [make_input((40, 50), stuff=3), make_input((64, 96), stuff=2)]
-    targets = tiny_model()._stuff_targets(images)
+    targets = tiny_model().pad_labels([x["sem_seg"] for x in images], 255)
     assert targets.shape == (2, 64, 96)
     assert (targets[0, :40, :50] == 3).all()
     assert (targets[0] == 255).sum() == 64 * 96 - 40 * 50

@@ -20,7 +20,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import (
     META_ARCH_REGISTRY,
@@ -30,14 +29,15 @@ from detectron2.modeling import (
     build_roi_heads,
 )
 from detectron2.modeling.postprocessing import sem_seg_postprocess
-from detectron2.structures import ImageList, Instances
+from detectron2.structures import Instances
 from torch import Tensor, nn
 
+from ..backbone_model import BackboneModel
 from ..class_layers import train_only_class_layers
 from ..config_check import check_class_counts
 from ..ground_truth import gt_instances, target
 from ..panoptic import HeuristicMerge, Merge
-from ..panoptic_model import ClassLogits, PanopticModel, Sizes
+from ..panoptic_model import ClassLogits, Sizes
 from ..rcnn import detect_regions, region_masks
 from .roi_heads import SEMANTIC, HTCROIHeads
 from .semantic_head import FusedSemanticHead
@@ -53,7 +53,7 @@ class HTCDense(NamedTuple):
 
 
 @META_ARCH_REGISTRY.register()
-class HybridTaskCascade(PanopticModel):
+class HybridTaskCascade(BackboneModel):
     """A Cascade Mask R-CNN with interleaved stages, flows between masks, and a semantic branch.
 
     Args:
@@ -74,9 +74,6 @@ class HybridTaskCascade(PanopticModel):
     )
     class_counts = ("MODEL.ROI_HEADS.NUM_CLASSES", "MODEL.SEM_SEG_HEAD.NUM_CLASSES")
 
-    pixel_mean: Tensor
-    pixel_std: Tensor
-
     @configurable
     def __init__(
         self,
@@ -91,15 +88,11 @@ class HybridTaskCascade(PanopticModel):
         merge: Merge | None = None,
         class_layers_only: bool = False,
     ):
-        super().__init__()
-        self.backbone = backbone
+        super().__init__(backbone, pixel_mean, pixel_std)
         self.proposal_generator = proposal_generator
         self.roi_heads = roi_heads
         self.semantic_head = semantic_head
-        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
-        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
         self.nms_thresh = roi_heads.box_predictor[-1].test_nms_thresh
-        self.size_divisibility = backbone.size_divisibility
         self.predicts_masks, self.predicts_stuff = roi_heads.mask_on, predicts_stuff
         self.merge = merge if self.predicts_masks and predicts_stuff else None
         if class_layers_only:
@@ -133,11 +126,6 @@ class HybridTaskCascade(PanopticModel):
         """MODEL.PANOPTIC_FPN.COMBINE without a box fill; None when it is not enabled."""
         return HeuristicMerge.from_config(cfg)
 
-    @property
-    def device(self) -> torch.device:
-        """Where the model is."""
-        return self.pixel_mean.device
-
     def losses(self, batched_inputs: list[dict]) -> dict[str, Tensor]:
         """The RPN's terms, alpha (box + mask) of each stage, and beta times the semantic loss.
 
@@ -154,27 +142,12 @@ class HybridTaskCascade(PanopticModel):
         """
         images = self.preprocess_image(batched_inputs)
         things = [gt_instances(x, self.device, masks=self.predicts_masks) for x in batched_inputs]
-        labels = ImageList.from_tensors(
-            [target(x, "sem_seg").to(self.device) for x in batched_inputs],
-            self.backbone.size_divisibility,
-            self.semantic_head.ignore_value,
-            self.backbone.padding_constraints,
-        ).tensor
+        targets = [target(x, "sem_seg") for x in batched_inputs]
+        labels = self.pad_labels(targets, self.semantic_head.ignore_value)
         dense = self.dense(images.tensor)
         proposals, losses = self.proposal_generator(images, dense.features, things)
         _, region_losses = self.roi_heads(images, dense.features, proposals, things)
         return losses | region_losses | self.semantic_head.losses(dense.scores, labels)
-
-    def preprocess_image(self, batched_inputs: list[dict]) -> ImageList:
-        """Normalise the images, then pad them with zeros to one size the backbone can take."""
-        images = [
-            (x["image"].to(self.device) - self.pixel_mean) / self.pixel_std for x in batched_inputs
-        ]
-        return ImageList.from_tensors(
-            images,
-            self.backbone.size_divisibility,
-            padding_constraints=self.backbone.padding_constraints,
-        )
 
     def dense(self, images: Tensor) -> HTCDense:
         """Backbone, FPN and the semantic branch."""

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import Conv2d, ShapeSpec
 from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone
@@ -20,13 +19,14 @@ from detectron2.modeling.proposal_generator import RPN
 from detectron2.structures import ImageList, Instances
 from torch import Tensor
 
+from ..backbone_model import BackboneModel
 from ..boxes import select_detections
 from ..class_layers import train_only_class_layers
 from ..config_check import check_class_counts
 from ..ground_truth import gt_instances, target
 from ..norms import norm_for_processes
 from ..panoptic import Merge
-from ..panoptic_model import ClassLogits, PanopticModel, Sizes
+from ..panoptic_model import ClassLogits, Sizes
 from .labels import SemanticLabels
 from .merge import PixelwiseMerge
 from .pyramid_pooling import normalised_conv
@@ -42,7 +42,7 @@ class JSISDense(NamedTuple):
 
 
 @META_ARCH_REGISTRY.register()
-class JSISNet(PanopticModel):
+class JSISNet(BackboneModel):
     """A semantic and an instance branch on the same features.
 
     Args:
@@ -66,9 +66,6 @@ class JSISNet(PanopticModel):
     )
     class_counts = ("MODEL.ROI_HEADS.NUM_CLASSES", "MODEL.SEM_SEG_HEAD.NUM_CLASSES")
 
-    pixel_mean: Tensor
-    pixel_std: Tensor
-
     @configurable
     def __init__(
         self,
@@ -84,15 +81,12 @@ class JSISNet(PanopticModel):
         merge: Merge | None,
         class_layers_only: bool = False,
     ):
-        super().__init__()
-        self.backbone = backbone
+        super().__init__(backbone, pixel_mean, pixel_std)
         self.reduction = reduction
         self.proposal_generator = proposal_generator
         self.region_heads = region_heads
         self.semantic_head = semantic_head
         self.labels = labels
-        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
-        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
         (self._feature,) = proposal_generator.in_features
         self.size_divisibility = backbone.output_shape()[self._feature].stride
         self.nms_thresh = region_heads.box_predictor.test_nms_thresh
@@ -174,15 +168,8 @@ class JSISNet(PanopticModel):
             self.labels.targets(target(x, "sem_seg").to(self.device), found)
             for x, found in zip(batched_inputs, things, strict=True)
         ]
-        padded = ImageList.from_tensors(targets, self.size_divisibility, self.labels.ignore)
-        return losses | self.semantic_head.losses(features, padded.tensor)
-
-    def preprocess_image(self, batched_inputs: list[dict]) -> ImageList:
-        """Normalise the images, then pad them with zeros to one size the trunk can take."""
-        images = [
-            (x["image"].to(self.device) - self.pixel_mean) / self.pixel_std for x in batched_inputs
-        ]
-        return ImageList.from_tensors(images, self.size_divisibility)
+        padded = self.pad_labels(targets, self.labels.ignore)
+        return losses | self.semantic_head.losses(features, padded)
 
     def extract_features(self, images: Tensor) -> Tensor:
         """The shared features (N, C, h, w) of normalised images (N, 3, H, W)."""

@@ -15,13 +15,14 @@ from typing import NamedTuple
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, Backbone
-from detectron2.structures import BitMasks, Boxes, ImageList, Instances, pairwise_iou
+from detectron2.structures import BitMasks, Boxes, Instances, pairwise_iou
 from torch import Tensor, nn
 
+from ..backbone_model import BackboneModel
 from ..class_layers import train_only_class_layers
 from ..config_check import check_class_counts
 from ..panoptic import HeuristicMerge, Merge
-from ..panoptic_model import ClassLogits, PanopticModel, Sizes
+from ..panoptic_model import ClassLogits, Sizes
 from .auxiliary import InterClassContours, IntraClassTriplets
 from .build import build_parts
 from .criterion import Criterion, image_targets
@@ -61,7 +62,7 @@ class Features(NamedTuple):
 
 
 @META_ARCH_REGISTRY.register()
-class SPINet(PanopticModel):
+class SPINet(BackboneModel):
     """One feature for things and stuff, and a filter for each of them.
 
     Args:
@@ -86,9 +87,6 @@ class SPINet(PanopticModel):
     class_layers = ("filter_sampling.class_score.", "stuff_filters")
     class_counts = ("MODEL.RETINANET.NUM_CLASSES", "MODEL.SEM_SEG_HEAD.NUM_CLASSES")
 
-    pixel_mean: Tensor
-    pixel_std: Tensor
-
     @configurable
     def __init__(
         self,
@@ -112,21 +110,17 @@ class SPINet(PanopticModel):
         merge: Merge | None = None,
         class_layers_only: bool = False,
     ):
-        super().__init__()
-        self.backbone = backbone
+        super().__init__(backbone, pixel_mean, pixel_std)
         self.filter_sampling = filter_sampling
         self.panoptic_feature, self.stuff_feature = panoptic_feature, stuff_feature
         self.stuff_filters = nn.Parameter(stuff_filters)
         self.criterion = criterion
         self.triplets, self.contours = triplets, contours
         self.feature_levels, self.filter_levels = list(feature_levels), list(filter_levels)
-        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
-        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
         self.score_thresh = score_thresh
         self.topk_candidates = topk_candidates
         self.nms_thresh = nms_thresh
         self.max_detections = max_detections
-        self.size_divisibility = backbone.size_divisibility
         self.merge = merge
         if class_layers_only:
             train_only_class_layers(self, self.class_layers)
@@ -145,11 +139,6 @@ class SPINet(PanopticModel):
     def build_merge(cls, cfg: CfgNode) -> HeuristicMerge | None:
         """MODEL.PANOPTIC_FPN.COMBINE without a box fill (Sec. 5.2); None if it is not enabled."""
         return HeuristicMerge.from_config(cfg)
-
-    @property
-    def device(self) -> torch.device:
-        """Where the model is."""
-        return self.pixel_mean.device
 
     def losses(self, batched_inputs: list[dict]) -> dict[str, Tensor]:
         """The terms of eq. (7), each already weighted.
@@ -211,15 +200,6 @@ class SPINet(PanopticModel):
             stuff = self.stuff_feature(levels, sizes)
         maps = self.filter_sampling([pyramid[name] for name in self.filter_levels], sizes)
         return Features(things, stuff, maps)
-
-    def preprocess_image(self, batched_inputs: list[dict]) -> ImageList:
-        """Normalise the images, then pad them with zeros to one size the backbone can take."""
-        images = [
-            (x["image"].to(self.device) - self.pixel_mean) / self.pixel_std for x in batched_inputs
-        ]
-        return ImageList.from_tensors(
-            images, self.size_divisibility, padding_constraints=self.backbone.padding_constraints
-        )
 
     def dense(self, images: Tensor) -> DenseOutputs:
         """The panoptic feature, stuff logits, class logits and filter maps."""
