@@ -45,7 +45,7 @@ def workplace(here, toy_datasets, monkeypatch):
         (here / name).write_text(text)
     (here / "configs").symlink_to(config_dir())
     (here / "datasets").mkdir()
-    for name in ("toy", "farm"):
+    for name in ("toy", "orchard"):
         (here / "datasets" / name).symlink_to(toy_datasets / "toy")
     return here
 

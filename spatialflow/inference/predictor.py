@@ -25,6 +25,7 @@ from spatialflow.config import (
 from spatialflow.data import Categories, PanopticMapper, dataset_categories, prepare_datasets
 from spatialflow.model_zoo.shipped import set_shipped_classes
 from spatialflow.modeling.adapters import configured_class
+from spatialflow.modeling.boxes import boxes_at
 
 from . import load_model
 
@@ -199,9 +200,7 @@ def resize_labels(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 def _resized(instances: Instances, size: tuple[int, int]) -> Instances:
     """Instances with boxes and masks at another height and width of the picture."""
     resized = Instances(size, **instances.get_fields())
-    height, width = instances.image_size
-    resized.pred_boxes = instances.pred_boxes.clone()
-    resized.pred_boxes.scale(size[1] / width, size[0] / height)
+    resized.pred_boxes = boxes_at(instances, size)
     if instances.has("pred_masks"):
         masks = np.zeros((len(instances), *size), bool)
         for mask, original in zip(masks, instances.pred_masks, strict=True):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch.nn.functional as F
 from detectron2.config import CfgNode
 from detectron2.layers import CNNBlockBase, Conv2d, ShapeSpec, get_norm
@@ -12,7 +14,8 @@ from fvcore.nn import weight_init
 from torch import Tensor, nn
 
 from .deform_conv import DeformBottleneckBlock
-from .norms import norm_for_processes
+from .layers import normalised_conv
+from .norms import norm_for_processes, norm_of_few_cells
 
 
 class P6P7(LastLevelP6P7):
@@ -41,30 +44,16 @@ class P6P7(LastLevelP6P7):
     ):
         super().__init__(in_channels, out_channels, in_feature)
         self.relu = relu
-        norm = "LN" if norm == "GN" else norm
+        norm = norm_of_few_cells(norm)
         if norm:
-            self.p6 = _normalised(in_channels, out_channels, norm)
-            self.p7 = _normalised(out_channels, out_channels, norm)
+            conv = partial(normalised_conv, stride=2, fill=weight_init.c2_xavier_fill)
+            self.p6 = conv(in_channels, out_channels, 3, norm)
+            self.p7 = conv(out_channels, out_channels, 3, norm)
 
     def forward(self, c5: Tensor) -> list[Tensor]:
         """P6 and P7, (N, C, H, W) each, from C5."""
         p6 = self.p6(c5)
         return [p6, self.p7(F.relu(p6) if self.relu else p6)]
-
-
-def _normalised(in_channels: int, out_channels: int, norm: str) -> Conv2d:
-    """A level's convolution with a norm in place of the bias."""
-    layer = Conv2d(
-        in_channels,
-        out_channels,
-        kernel_size=3,
-        stride=2,
-        padding=1,
-        bias=False,
-        norm=get_norm(norm, out_channels),
-    )
-    weight_init.c2_xavier_fill(layer)
-    return layer
 
 
 class DeepLabStem(CNNBlockBase):

@@ -1,4 +1,4 @@
-"""Functions of boxes alone: selection by NMS, and the share of a box that a mask covers.
+"""Functions of boxes alone: NMS, other image sizes, the share of a box that a mask covers.
 
 Boxes are x1 y1 x2 y2 in pixels.
 """
@@ -6,7 +6,7 @@ Boxes are x1 y1 x2 y2 in pixels.
 from __future__ import annotations
 
 from detectron2.layers import batched_nms
-from detectron2.structures import Instances
+from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
 
@@ -26,6 +26,14 @@ def select_detections(candidates: Instances, nms_thresh: float, max_detections: 
     boxes, scores, classes = (candidates.get(k) for k in ("pred_boxes", "scores", "pred_classes"))
     best = batched_nms(boxes.tensor, scores, classes, nms_thresh)[:max_detections]
     return candidates[best[boxes[best].nonempty()]]
+
+
+def boxes_at(instances: Instances, size: tuple[int, int]) -> Boxes:
+    """The ``pred_boxes`` of an image, copied and scaled to another height and width of it."""
+    height, width = instances.image_size
+    boxes = instances.pred_boxes.clone()
+    boxes.scale(size[1] / width, size[0] / height)
+    return boxes
 
 
 def covered_share(mask: Tensor, boxes: Tensor) -> Tensor:

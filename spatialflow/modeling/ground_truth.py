@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from detectron2.structures import BitMasks, Instances
+from detectron2.structures import BitMasks, Instances, PolygonMasks
 from torch import Tensor
 
 MADE_BY = (
@@ -38,6 +38,14 @@ def gt_instances(image: dict[str, Any], device: torch.device, *, masks: bool) ->
         none = torch.zeros((0, *instances.image_size), dtype=torch.bool, device=device)
         instances.gt_masks = BitMasks(none)
     return instances
+
+
+def bit_masks(things: Instances) -> Tensor:
+    """The ``gt_masks`` of the things of an image, (n, h, w) bool, on the device of its classes."""
+    masks = things.gt_masks
+    if isinstance(masks, PolygonMasks):
+        masks = BitMasks.from_polygon_masks(masks, *things.image_size)
+    return masks.tensor.to(things.gt_classes.device)
 
 
 def crowd_mask(image: dict[str, Any], device: torch.device) -> Tensor:

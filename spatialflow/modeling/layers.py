@@ -1,13 +1,14 @@
-"""The 3x3 convolution of sub-networks, flows and dense heads, and how weights start."""
+"""Convolutions of heads and pyramids, and how weights start."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import fvcore.nn.weight_init as weight_init
 import torch
 from detectron2.layers import Conv2d, get_norm
-from torch import nn
+from torch import Tensor, nn
 
 COCO_THINGS, COCO_STUFF_LABELS = 80, 54
 """COCO's class counts, 'other' included: what the start of the class layers is meant for."""
@@ -26,6 +27,38 @@ def conv3x3(in_channels: int, out_channels: int, norm: str = "") -> nn.Conv2d:
     else:
         conv = nn.Conv2d(in_channels, out_channels, 3, padding=1)
     initialize(conv, "normal")
+    return conv
+
+
+def normalised_conv(
+    in_channels: int,
+    out_channels: int,
+    kernel_size: int,
+    norm: str,
+    *,
+    stride: int = 1,
+    activation: Callable[[Tensor], Tensor] | None = None,
+    fill: Callable[[nn.Module], None] = weight_init.c2_msra_fill,
+) -> Conv2d:
+    """Detectron2's convolution with its norm in place of a bias, padded by half a kernel.
+
+    Args:
+        in_channels, out_channels, kernel_size, stride: of the convolution.
+        norm: name of a norm of Detectron2's ``get_norm``; "" leaves a bias.
+        activation: behind the norm.
+        fill: gives the weights their initial values.
+    """
+    conv = Conv2d(
+        in_channels,
+        out_channels,
+        kernel_size,
+        stride=stride,
+        padding=kernel_size // 2,
+        bias=not norm,
+        norm=get_norm(norm, out_channels),
+        activation=activation,
+    )
+    fill(conv)
     return conv
 
 

@@ -31,6 +31,14 @@ def norm_for_processes(norm: str, device: str) -> str:
     return norm if device.startswith("cuda") else "naiveSyncBN_N"
 
 
+def norm_of_few_cells(norm: str) -> str:
+    """The norm that stands for ``norm`` where a feature may be a single cell.
+
+    GroupNorm has too few values there; "LN" is over the channels of each cell.
+    """
+    return "LN" if norm == "GN" else norm
+
+
 def warn_of_syncbn_in_one_process(cfg: CfgNode) -> None:
     """Log a warning when a model is to be trained with SyncBN in a single process."""
     keys = [f"MODEL.{part}.NORM" for part in PARTS_WITH_NORM if cfg.MODEL[part].NORM == "SyncBN"]

@@ -16,6 +16,7 @@ from detectron2.structures import ImageList, Instances
 from torch import Tensor, nn
 
 from .adapters import register_adapter
+from .boxes import boxes_at
 from .panoptic import HeuristicMerge
 from .panoptic_model import ClassLogits, PanopticModel, Sizes
 
@@ -184,10 +185,9 @@ def region_masks(
     image_sizes: Sizes,
 ) -> list[Tensor]:
     """Mask probabilities by region heads; see :meth:`PanopticModel.predict_masks`."""
-    scaled = []
-    for found, (height, width) in zip(instances, image_sizes, strict=True):
-        boxes = found.pred_boxes.clone()
-        boxes.scale(width / found.image_size[1], height / found.image_size[0])
-        scaled.append(Instances((height, width), pred_boxes=boxes, pred_classes=found.pred_classes))
+    scaled = [
+        Instances(size, pred_boxes=boxes_at(found, size), pred_classes=found.pred_classes)
+        for found, size in zip(instances, image_sizes, strict=True)
+    ]
     results = roi_heads.forward_with_given_boxes(features, scaled)
     return [torch.squeeze(r.pred_masks, dim=1) for r in results]

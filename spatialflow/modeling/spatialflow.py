@@ -18,6 +18,7 @@ from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor
 
 from .backbone_model import BackboneModel
+from .boxes import boxes_at
 from .class_layers import train_only_class_layers
 from .config_check import check_config
 from .detection import DensePredictions, Detector
@@ -209,11 +210,7 @@ class SpatialFlow(BackboneModel):
     ) -> list[Tensor]:
         """Mask probabilities (n, M, M) of the class of each box, see :class:`PanopticModel`."""
         assert self.thing_head is not None
-        boxes = []
-        for found, (height, width) in zip(instances, image_sizes, strict=True):
-            boxes_i = found.pred_boxes.clone()
-            boxes_i.scale(width / found.image_size[1], height / found.image_size[0])
-            boxes.append(boxes_i)
+        boxes = [boxes_at(*one) for one in zip(instances, image_sizes, strict=True)]
         return self.thing_head.predict(features, boxes, [i.pred_classes for i in instances])
 
     def fuse(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -12,6 +12,8 @@ from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from detectron2.modeling.backbone.fpn import FPN, LastLevelMaxPool
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from spatialflow.config import read_key
 
 from .backbone import build_pyramid
 from .timm_models import (
@@ -147,7 +149,7 @@ def build_timm_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
         ValueError: see :func:`build_hierarchical_backbone`.
     """
     features = cfg.MODEL.FPN.IN_FEATURES
-    bottom_up = build_hierarchical_backbone(cfg, features)
+    bottom_up = build_hierarchical_backbone(cfg, "MODEL.FPN.IN_FEATURES")
     return build_pyramid(cfg, bottom_up, LastLevelMaxPool() if "res2" in features else None)
 
 
@@ -160,21 +162,21 @@ def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TimmBackbone:
     Raises:
         ValueError: see :func:`build_hierarchical_backbone`.
     """
-    return build_hierarchical_backbone(cfg, cfg.MODEL.RPN.IN_FEATURES)
+    return build_hierarchical_backbone(cfg, "MODEL.RPN.IN_FEATURES")
 
 
-def build_hierarchical_backbone(cfg: CfgNode, features: Sequence[str]) -> TimmBackbone:
-    """The model of MODEL.TIMM for features of these strides, "res2" for 4 to "res5" for 32.
+def build_hierarchical_backbone(cfg: CfgNode, key: str) -> TimmBackbone:
+    """The model of MODEL.TIMM for the features that a key names, "res2" (stride 4) to "res5" (32).
 
     Raises:
         ValueError: the model is a plain ViT, or lacks a stride.
     """
-    probe = configured_probe(cfg)
+    probe, features = configured_probe(cfg), read_key(cfg, key)
     indices = _indices_by_stride(probe)
     missing = [feature for feature in features if feature not in indices]
     if missing:
         raise ValueError(
-            f"MODEL.FPN.IN_FEATURES has {', '.join(missing)}, but timm's {cfg.MODEL.TIMM.NAME} has "
+            f"{key} has {', '.join(missing)}, but timm's {cfg.MODEL.TIMM.NAME} has "
             f"{', '.join(indices) or 'none of them'}. Plain ViTs are for MODEL.BACKBONE.NAME "
             "'build_timm_vit_backbone'."
         )

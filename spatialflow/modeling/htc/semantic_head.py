@@ -7,16 +7,17 @@ are brought to (P3, stride 8).
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import NamedTuple
 
 import fvcore.nn.weight_init as weight_init
 import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
-from detectron2.layers import Conv2d, ShapeSpec, get_norm
+from detectron2.layers import Conv2d, ShapeSpec
 from torch import Tensor, nn
 
-from ..layers import scale_msra_fill
+from ..layers import normalised_conv, scale_msra_fill
 from ..loss_normalizer import mean_over_processes
 from ..norms import norm_for_processes
 from ..stuff_head import stuff_loss
@@ -74,14 +75,15 @@ class FusedSemanticHead(nn.Module):
         self.fusion_level, self.common_stride = strides[common_stride], common_stride
         self.loss_weight, self.ignore_value = loss_weight, ignore_value
         channels = input_shape[self.fusion_level].channels
+        conv = partial(normalised_conv, activation=F.relu)
         self.lateral_convs = nn.ModuleDict(
-            {name: _conv(channels, channels, 1, norm) for name in input_shape}
+            {name: conv(channels, channels, 1, norm) for name in input_shape}
         )
         widths = [channels] + [conv_dim] * NUM_CONVS
         self.convs = nn.Sequential(
-            *(_conv(*pair, 3, norm) for pair in zip(widths, widths[1:], strict=False))
+            *(conv(*pair, 3, norm) for pair in zip(widths, widths[1:], strict=False))
         )
-        self.embedding = _conv(conv_dim, channels, 1, norm) if with_embedding else None
+        self.embedding = conv(conv_dim, channels, 1, norm) if with_embedding else None
         self.predictor = Conv2d(conv_dim, num_classes, 1)
         weight_init.c2_msra_fill(self.predictor)
         scale_msra_fill(self.predictor, COCO_STUFF_183)
@@ -138,18 +140,3 @@ class FusedSemanticHead(nn.Module):
         return F.interpolate(
             scores.float(), scale_factor=self.common_stride, mode="bilinear", align_corners=False
         )
-
-
-def _conv(in_channels: int, out_channels: int, size: int, norm: str) -> Conv2d:
-    """A convolution with norm and ReLU; with a norm it has no bias."""
-    conv = Conv2d(
-        in_channels,
-        out_channels,
-        size,
-        padding=size // 2,
-        bias=not norm,
-        norm=get_norm(norm, out_channels),
-        activation=F.relu,
-    )
-    weight_init.c2_msra_fill(conv)
-    return conv

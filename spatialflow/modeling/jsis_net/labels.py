@@ -10,8 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from detectron2.structures import BitMasks, Instances
+from detectron2.structures import Instances
 from torch import Tensor
+
+from ..ground_truth import bit_masks
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ class SemanticLabels:
         after = (stuff_labels > other) & (stuff_labels != self.ignore)
         labels = torch.where(after, stuff_labels - 1, stuff_labels)
         labels[is_other] = self.ignore
-        for mask, class_ in zip(_bit_masks(things), things.gt_classes, strict=True):
+        for mask, class_ in zip(bit_masks(things), things.gt_classes, strict=True):
             labels = torch.where(mask & is_other, class_ + self.num_stuff - 1, labels)
         return labels
 
@@ -76,11 +78,3 @@ class SemanticLabels:
         stuff, things = scores.split([self.num_stuff - 1, self.num_things], dim=1)
         any_thing = things.logsumexp(dim=1, keepdim=True)
         return torch.cat([stuff[:, :other], any_thing, stuff[:, other:]], dim=1)
-
-
-def _bit_masks(things: Instances) -> Tensor:
-    masks = things.gt_masks
-    if isinstance(masks, BitMasks):
-        return masks.tensor
-    bit_masks = BitMasks.from_polygon_masks(masks, *things.image_size)
-    return bit_masks.tensor.to(things.gt_classes.device)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import Conv2d, ShapeSpec
 from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone
@@ -20,16 +21,16 @@ from detectron2.structures import ImageList, Instances
 from torch import Tensor
 
 from ..backbone_model import BackboneModel
-from ..boxes import select_detections
+from ..boxes import boxes_at, select_detections
 from ..class_layers import train_only_class_layers
 from ..config_check import check_class_counts
 from ..ground_truth import gt_instances, target
+from ..layers import normalised_conv
 from ..norms import norm_for_processes
 from ..panoptic import Merge
 from ..panoptic_model import ClassLogits, Sizes
 from .labels import SemanticLabels
 from .merge import PixelwiseMerge
-from .pyramid_pooling import normalised_conv
 from .region_heads import RegionHeads
 from .semantic_head import SemanticHead
 
@@ -128,7 +129,9 @@ class JSISNet(BackboneModel):
         )
         return {
             "backbone": backbone,
-            "reduction": normalised_conv(trunk.channels, shape.channels, 3, norm),
+            "reduction": normalised_conv(
+                trunk.channels, shape.channels, 3, norm, activation=F.relu
+            ),
             "proposal_generator": RPN(cfg, {names[0]: shape}),
             "region_heads": RegionHeads(cfg, shape),
             "semantic_head": semantic_head,
@@ -187,7 +190,10 @@ class JSISNet(BackboneModel):
         images = ImageList(dense.features, list(image_sizes))  # the RPN reads the sizes alone
         proposals, _ = self.proposal_generator(images, {self._feature: dense.features}, None)
         found = self.region_heads.find_candidates(dense.features, proposals)
-        return [_at_size(x, size) for x, size in zip(found, output_sizes, strict=True)]
+        return [
+            Instances(size, **{**x.get_fields(), "pred_boxes": boxes_at(x, size)})
+            for x, size in zip(found, output_sizes, strict=True)
+        ]
 
     def select(self, candidates: Instances) -> Instances:
         """NMS, and the best of what is left."""
@@ -213,21 +219,9 @@ class JSISNet(BackboneModel):
         self, features: Tensor, instances: list[Instances], image_sizes: Sizes
     ) -> list[Tensor]:
         """Mask probabilities (n, M, M) of the class of each box, see :class:`PanopticModel`."""
-        boxes = [
-            _at_size(found, size).pred_boxes
-            for found, size in zip(instances, image_sizes, strict=True)
-        ]
+        boxes = [boxes_at(*one) for one in zip(instances, image_sizes, strict=True)]
         return self.region_heads.predict_masks(features, boxes, [x.pred_classes for x in instances])
 
     def class_logits(self) -> ClassLogits:
         """The classification of regions."""
         return ClassLogits(self.region_heads.box_predictor.cls_score, has_background=True)
-
-
-def _at_size(instances: Instances, size: tuple[int, int]) -> Instances:
-    """The same boxes, in an image of another height and width."""
-    height, width = instances.image_size
-    scaled = Instances(size, **instances.get_fields())
-    scaled.pred_boxes = instances.pred_boxes.clone()
-    scaled.pred_boxes.scale(size[1] / width, size[0] / height)
-    return scaled

@@ -20,11 +20,10 @@ from detectron2.structures import Boxes, Instances
 from fvcore.nn import weight_init
 from torch import Tensor, nn
 
-from ..layers import COCO_THINGS, scale_msra_fill
+from ..layers import COCO_THINGS, normalised_conv, scale_msra_fill
 from ..loss_normalizer import mean_over_processes
-from ..mask_head import REGIONS_AT_A_TIME_ON_CPU, mask_loss
+from ..mask_head import REGIONS_AT_A_TIME_ON_CPU, mask_loss, of_class
 from ..norms import norm_for_processes
-from .pyramid_pooling import normalised_conv
 
 UPSAMPLING = 4
 """M / P."""
@@ -46,8 +45,8 @@ class MaskHead(nn.Module):
 
     def __init__(self, in_channels: int, channels: int, num_classes: int, norm: str):
         super().__init__()
-        self.conv1 = normalised_conv(in_channels, channels, 3, norm)
-        self.conv2 = normalised_conv(channels, channels, 3, norm)
+        self.conv1 = normalised_conv(in_channels, channels, 3, norm, activation=F.relu)
+        self.conv2 = normalised_conv(channels, channels, 3, norm, activation=F.relu)
         self.predictor = Conv2d(channels, num_classes, kernel_size=1)
         weight_init.c2_msra_fill(self.predictor)
         scale_msra_fill(self.predictor, COCO_THINGS)
@@ -174,7 +173,7 @@ class RegionHeads(ROIHeads):
         pooled = self.pooler([features], boxes)
         parts = _in_parts(lambda x: self.mask_head(self.layers(x)), pooled)
         logits = torch.cat(parts)
-        chosen = logits[torch.arange(len(logits), device=logits.device), torch.cat(classes)]
+        chosen = of_class(logits, torch.cat(classes))
         return list(chosen.float().sigmoid().split([len(x) for x in boxes]))
 
     def _predict(self, regions: Tensor) -> tuple[Tensor, Tensor]:

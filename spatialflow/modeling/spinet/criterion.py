@@ -12,11 +12,10 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
-from detectron2.structures import BitMasks, PolygonMasks
 from torch import Tensor
 
 from ..focal_loss import focal_loss_in_parts
-from ..ground_truth import crowd_mask, gt_instances, target
+from ..ground_truth import bit_masks, crowd_mask, gt_instances, target
 from ..loss_normalizer import mean_over_processes
 from .auxiliary import at_feature_size
 from .dense_masks import STRIDE
@@ -172,10 +171,7 @@ def image_targets(
     stuff = target(image, "sem_seg").to(device)
     stuff = stuff.masked_fill(crowd_mask(image, device), ignore_value)
     stuff = F.pad(stuff, padding, value=ignore_value)
-    masks = instances.gt_masks
-    if isinstance(masks, PolygonMasks):
-        masks = BitMasks.from_polygon_masks(masks, height, width).to(device)
-    masks = F.pad(masks.tensor, padding)
+    masks = F.pad(bit_masks(instances), padding)
     return ImageTargets(masks, instances.gt_classes, stuff, stuff == ignore_value)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from detectron2.layers import ROIAlign
+from detectron2.modeling.postprocessing import sem_seg_postprocess
 from detectron2.structures import BitMasks, Boxes
 from torch import Tensor
 
@@ -67,11 +68,8 @@ class DenseMasks:
 
 def upsample(logits: Tensor, image_size: tuple[int, int], output_size: tuple[int, int]) -> Tensor:
     """Logits (n, h, w) at the size of the result, as Semantic FPN brings scores to it."""
-    full = F.interpolate(logits[None].float(), scale_factor=STRIDE, mode="bilinear")
-    full = full[..., : image_size[0], : image_size[1]]
-    if image_size == output_size:
-        return full[0]
-    return F.interpolate(full, output_size, mode="bilinear", align_corners=False)[0]
+    full = F.interpolate(logits[None].float(), scale_factor=STRIDE, mode="bilinear")[0]
+    return sem_seg_postprocess(full, image_size, *output_size)
 
 
 def mask_nms(masks: Tensor, scores: Tensor, classes: Tensor, iou_thresh: float) -> Tensor:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch.nn.functional as F
 from detectron2.config import CfgNode
-from detectron2.layers import Conv2d, ShapeSpec, get_norm
+from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from detectron2.modeling.backbone.fpn import FPN
 from fvcore.nn import weight_init
 from torch import Tensor
 
 from ..backbone import build_resnet
+from ..layers import normalised_conv
 from ..norms import norm_for_processes
 from ..timm_backbone import build_hierarchical_backbone
 
@@ -39,8 +41,9 @@ class SPINetFPN(FPN):
         if with_p6:
             channels, norm = kwargs["out_channels"], kwargs["norm"]
             c5 = self.bottom_up.output_shape()[self.in_features[-1]].channels
-            self.fpn_lateral6 = _conv(c5, channels, 1, norm)
-            self.fpn_output6 = _conv(channels, channels, 3, norm)
+            conv = partial(normalised_conv, fill=weight_init.c2_xavier_fill)
+            self.fpn_lateral6 = conv(c5, channels, 1, norm)
+            self.fpn_output6 = conv(channels, channels, 3, norm)
             self._out_feature_strides["p6"] = self._out_feature_strides["p5"]
             self._out_feature_channels["p6"] = channels
             self._out_features.append("p6")
@@ -65,19 +68,6 @@ class SPINetFPN(FPN):
         return dict(zip(self._out_features, levels, strict=True))
 
 
-def _conv(in_channels: int, out_channels: int, kernel_size: int, norm: str) -> Conv2d:
-    conv = Conv2d(
-        in_channels,
-        out_channels,
-        kernel_size,
-        padding=kernel_size // 2,
-        bias=not norm,
-        norm=get_norm(norm, out_channels),
-    )
-    weight_init.c2_xavier_fill(conv)
-    return conv
-
-
 @BACKBONE_REGISTRY.register()
 def build_spinet_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> SPINetFPN:
     """Build P2 to P5, and P6 where a part of the model reads it, on a ResNet from a config."""
@@ -87,7 +77,7 @@ def build_spinet_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> SP
 @BACKBONE_REGISTRY.register()
 def build_spinet_timm_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> SPINetFPN:
     """The same on a hierarchical model of timm, MODEL.TIMM.NAME."""
-    return _build_pyramid(cfg, build_hierarchical_backbone(cfg, cfg.MODEL.FPN.IN_FEATURES))
+    return _build_pyramid(cfg, build_hierarchical_backbone(cfg, "MODEL.FPN.IN_FEATURES"))
 
 
 def _build_pyramid(cfg: CfgNode, bottom_up: Backbone) -> SPINetFPN:

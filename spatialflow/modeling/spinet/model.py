@@ -19,6 +19,7 @@ from detectron2.structures import BitMasks, Boxes, Instances, pairwise_iou
 from torch import Tensor, nn
 
 from ..backbone_model import BackboneModel
+from ..boxes import boxes_at
 from ..class_layers import train_only_class_layers
 from ..config_check import check_class_counts
 from ..panoptic import HeuristicMerge, Merge
@@ -215,9 +216,8 @@ class SPINet(BackboneModel):
         found = []
         for i, (size, output_size) in enumerate(zip(image_sizes, output_sizes, strict=True)):
             candidates = self._candidates(dense, i, size)
-            boxes = candidates.pred_boxes
-            boxes.scale(output_size[1] / size[1], output_size[0] / size[0])
-            found.append(Instances(output_size, **candidates.get_fields()))
+            boxes = boxes_at(candidates, output_size)
+            found.append(Instances(output_size, **{**candidates.get_fields(), "pred_boxes": boxes}))
         return found
 
     def _candidates(self, dense: DenseOutputs, i: int, image_size: tuple[int, int]) -> Instances:
@@ -271,8 +271,7 @@ class SPINet(BackboneModel):
             if found.has("dense_masks"):
                 masks.append(found.dense_masks.logits)
                 continue
-            boxes = found.pred_boxes.clone()
-            boxes.scale(size[1] / found.image_size[1], size[0] / found.image_size[0])
+            boxes = boxes_at(found, size)
             masks.append(self._masks_in(features, i, boxes, found.pred_classes, size))
         return masks
 

@@ -12,7 +12,6 @@ from fvcore.nn import FlopCountAnalysis
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from spatialflow.model_zoo import config_names
 from spatialflow.modeling.panoptic_model import PanopticModel
 
 from .calibrate import calibrate
@@ -32,11 +31,8 @@ SYSTEMS = {
 
 
 def systems_of(configs: Sequence[str]) -> dict[str, str]:
-    """Configs by name: the given ones by their file's, or those of :data:`SYSTEMS` that exist."""
-    if configs:
-        return {Path(config).stem: config for config in configs}
-    existing = config_names()
-    return {name: config for name, config in SYSTEMS.items() if config in existing}
+    """Configs by name: the given ones by their file's, or else :data:`SYSTEMS`."""
+    return {Path(config).stem: config for config in configs} or SYSTEMS
 
 
 def compare_systems(
