@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from detectron2.config import CfgNode
 from detectron2.modeling import Backbone
 from detectron2.structures import ImageList
 from torch import Tensor
 
+from .panoptic import HeuristicMerge, Merge
 from .panoptic_model import PanopticModel
 
 
@@ -29,6 +31,11 @@ class BackboneModel(PanopticModel):
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
         self.size_divisibility = backbone.size_divisibility
+
+    @classmethod
+    def build_merge(cls, cfg: CfgNode) -> Merge | None:
+        """Panoptic FPN's merge by MODEL.PANOPTIC_FPN.COMBINE; None when it is not enabled."""
+        return HeuristicMerge.from_config(cfg)
 
     @property
     def device(self) -> torch.device:

@@ -36,7 +36,7 @@ from ..backbone_model import BackboneModel
 from ..class_layers import train_only_class_layers
 from ..config_check import check_class_counts
 from ..ground_truth import gt_instances, target
-from ..panoptic import HeuristicMerge, Merge
+from ..panoptic import Merge
 from ..panoptic_model import ClassLogits, Sizes
 from ..rcnn import detect_regions, region_masks
 from .roi_heads import SEMANTIC, HTCROIHeads
@@ -120,11 +120,6 @@ class HybridTaskCascade(BackboneModel):
             "merge": cls.build_merge(cfg),
             "class_layers_only": cfg.MODEL.CLASS_LAYERS.TRAIN_ONLY,
         }
-
-    @classmethod
-    def build_merge(cls, cfg: CfgNode) -> HeuristicMerge | None:
-        """MODEL.PANOPTIC_FPN.COMBINE without a box fill; None when it is not enabled."""
-        return HeuristicMerge.from_config(cfg)
 
     def losses(self, batched_inputs: list[dict]) -> dict[str, Tensor]:
         """The RPN's terms, alpha (box + mask) of each stage, and beta times the semantic loss.

@@ -22,7 +22,7 @@ from ..backbone_model import BackboneModel
 from ..boxes import boxes_at
 from ..class_layers import train_only_class_layers
 from ..config_check import check_class_counts
-from ..panoptic import HeuristicMerge, Merge
+from ..panoptic import Merge
 from ..panoptic_model import ClassLogits, Sizes
 from .auxiliary import InterClassContours, IntraClassTriplets
 from .build import build_parts
@@ -135,11 +135,6 @@ class SPINet(BackboneModel):
         """
         check_class_counts(cfg, cls.class_counts)
         return {**build_parts(cfg), "merge": cls.build_merge(cfg)}
-
-    @classmethod
-    def build_merge(cls, cfg: CfgNode) -> HeuristicMerge | None:
-        """MODEL.PANOPTIC_FPN.COMBINE without a box fill (Sec. 5.2); None if it is not enabled."""
-        return HeuristicMerge.from_config(cfg)
 
     def losses(self, batched_inputs: list[dict]) -> dict[str, Tensor]:
         """The terms of eq. (7), each already weighted.
