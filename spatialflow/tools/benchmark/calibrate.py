@@ -18,6 +18,9 @@ from . import subjects
 CONFIDENT = range(15, 31)
 """How many of the detections may pass the score threshold of the merge."""
 
+SCALES = (4, 2.8, 2, 1.4, 1, 0.7, 0.5, 0.35, 0.25)
+"""The spreads of the logits that are tried."""
+
 Detect = Callable[[float, float], Instances]
 """Detections by the scale and the shift of the class logits."""
 
@@ -26,8 +29,10 @@ Detect = Callable[[float, float], Instances]
 def calibrate(model: PanopticModel, image: dict) -> dict[str, float]:
     """Set the layer of the class scores so that models give the same work on an image.
 
-    Of the random layer only the scale changes, and the bias of the thing classes. A model that
-    does not say which layer it is stays as it is.
+    Of the random layer only the scale changes, and the bias of the thing classes. Where the random
+    masks or boxes of a model are too much alike for the NMS to leave enough of them, its threshold
+    becomes 1, which costs as much and leaves all. A model that does not say which layer it is stays
+    as it is.
 
     Returns:
         How many ``detections`` there are, how many of them are ``confident``, and ``box_share``,
@@ -69,6 +74,8 @@ def _set_layer(model: PanopticModel, logits: ClassLogits, image: dict, threshold
 
         detections(1.0, 0.0)  # records
         spread = torch.cat([x.flatten() for x in replay.recorded]).std().item()
+        if len(detections(SCALES[0] / spread / logits.share, 0.0)) < subjects.DETECTIONS:
+            model.nms_thresh = 1.0
         scale, shift = _search(detections, threshold, spread, logits.share)
     weight.mul_(scale)
     bias.add_(shift * _things(bias, logits))
@@ -141,9 +148,9 @@ def replayed(model: nn.Module, layer: nn.Module) -> Iterator[Replay]:
 def _search(
     detections: Detect, threshold: float, spread: float, share: float
 ) -> tuple[float, float]:
-    """The scale and the shift of the layer's outputs, the largest scale first."""
+    """The scale and the shift of the layer's outputs."""
     middle = (CONFIDENT.start + CONFIDENT.stop) // 2
-    for scale in (x / spread / share for x in (4, 2.8, 2, 1.4, 1, 0.7, 0.5, 0.35, 0.25)):
+    for scale in (x / spread / share for x in SCALES):
         low, high = -60.0 / share, 60.0 / share
         while high - low > 1e-3:
             shift = (low + high) / 2
