@@ -39,6 +39,9 @@ def add_spatialflow_config(cfg: CN) -> None:
     # What a flow is: a name in FLOW_REGISTRY (modeling/flows.py). "ConvFlow" is the papers'
     # convolution, "AttentionFlow" cross-attention of linear cost.
     cfg.MODEL.SPATIALFLOW.FLOW_TYPE = "ConvFlow"
+    # Levels that things and stuff see: P3 to P5 (Sec. III-A), or P2 to P5. To P2 the flows bring
+    # what reg and cls found on P3; MODEL.FPN.IN_FEATURES needs "res2" then.
+    cfg.MODEL.SPATIALFLOW.SEGMENTATION_FEATURES = ["p3", "p4", "p5"]
     # Sub-networks with modulated deformable convolutions (eq. 4): any of "cls", "stuff", "thing".
     cfg.MODEL.SPATIALFLOW.DEFORM_ON = []
     # How sub-networks and flows start: "normal", N(0, 0.01), as in RetinaNet, or "msra". With few

@@ -22,6 +22,9 @@ class UnreadKey(NamedTuple):
     instead: str
 
 
+SEGMENTATION_FEATURES = (["p3", "p4", "p5"], ["p2", "p3", "p4", "p5"])
+"""The values of MODEL.SPATIALFLOW.SEGMENTATION_FEATURES."""
+
 UNREAD_KEYS = (
     UnreadKey("MODEL.RETINANET.NUM_CONVS", (4,), "MODEL.SPATIALFLOW.NUM_STAGES gives the stages"),
     UnreadKey(
@@ -35,7 +38,7 @@ UNREAD_KEYS = (
     UnreadKey(
         "MODEL.SEM_SEG_HEAD.IN_FEATURES",
         (["p2", "p3", "p4", "p5"], ["p3", "p4", "p5"]),
-        "the stuff head reads P3 to P5",
+        "MODEL.SPATIALFLOW.SEGMENTATION_FEATURES gives the levels",
     ),
 )
 """Others, such as ``MODEL.ROI_HEADS``, belong to parts that SpatialFlow does not have; tools set
@@ -53,6 +56,12 @@ def check_config(cfg: CfgNode, class_counts: Sequence[str]) -> None:
         ValueError: a class count is not set, or a key that is not read has been changed.
     """
     check_class_counts(cfg, class_counts if cfg.MODEL.SPATIALFLOW.STUFF_ON else class_counts[:1])
+    levels = list(cfg.MODEL.SPATIALFLOW.SEGMENTATION_FEATURES)
+    if levels not in SEGMENTATION_FEATURES:
+        raise ValueError(
+            f"MODEL.SPATIALFLOW.SEGMENTATION_FEATURES is {levels}; give "
+            f"{' or '.join(map(str, SEGMENTATION_FEATURES))}."
+        )
     for key, allowed, instead in UNREAD_KEYS:
         value = read_key(cfg, key)
         if value not in allowed:

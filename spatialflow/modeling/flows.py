@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 
 import fvcore.nn.weight_init as weight_init
+import torch.nn.functional as F
 from detectron2.utils.registry import Registry
 from torch import Tensor, nn
 
@@ -44,6 +45,15 @@ class Flow(nn.Module):
         """
         raise NotImplementedError
 
+    def from_coarser(self, source: Tensor, target: Tensor) -> Tensor:
+        """As the call, from a source of the next coarser level, brought to the target's size.
+
+        Args:
+            source: (N, C, H_{i+1}, W_{i+1}).
+            target: (N, C, H_i, W_i).
+        """
+        return self(resize_like(source, target), target)
+
     def initialize(self, init: str) -> None:
         """Set the weights to initial values other than those of the constructor.
 
@@ -74,6 +84,10 @@ class ConvFlow(Flow):
     def forward(self, source: Tensor, target: Tensor) -> Tensor:
         """See :class:`Flow`; the target does not matter."""
         return self.conv(source)
+
+    def from_coarser(self, source: Tensor, target: Tensor) -> Tensor:
+        """See :class:`Flow`; the convolution comes first, at a quarter of the cost."""
+        return resize_like(self.conv(source), target)
 
     def initialize(self, init: str) -> None:
         """See :class:`Flow`."""
@@ -125,6 +139,11 @@ class AttentionFlow(Flow):
     def _heads(self, x: Tensor) -> Tensor:
         """(N, C, H_i, W_i) to (N, h, C / h, H_i * W_i)."""
         return x.flatten(2).unflatten(1, (self.num_heads, -1))
+
+
+def resize_like(feature: Tensor, like: Tensor) -> Tensor:
+    """A feature (N, C, h, w) at the size of another one, bilinear."""
+    return F.interpolate(feature, like.shape[-2:], mode="bilinear", align_corners=False)
 
 
 def find_flow_type(name: str) -> type[Flow]:

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .flows import ConvFlow
-from .subnets import Stage, SubnetFeatures, Subnetworks, run_levels
+from .flows import ConvFlow, Flow
+from .subnets import (
+    LastFeatures,
+    Stage,
+    StageFeatures,
+    SubnetFeatures,
+    Subnetworks,
+    run_levels,
+    starting_from,
+)
 from .wiring import DETECTION_TASKS, Edge
 
 
@@ -29,7 +38,7 @@ class FusedSubnetworks(nn.Module):
         groups: dict[str, list[Edge]] = {}
         for edge in _convolution_edges(subnets):
             groups.setdefault(_feature_name(edge.source, edge.source_stage), []).append(edge)
-        # Those that P6 and P7 have too come first: there the others are cut off.
+        # P6 and P7 have the targets of detection alone, P2 has the others alone: two blocks.
         self.readers = {
             name: sorted(edges, key=lambda edge: edge.target not in DETECTION_TASKS)
             for name, edges in groups.items()
@@ -46,24 +55,32 @@ class FusedSubnetworks(nn.Module):
         """See :class:`Subnetworks`."""
         return run_levels(self.forward_level, pyramid)
 
-    def forward_level(self, p: Tensor, segmentation: bool) -> dict[str, Tensor]:
+    def forward_level(
+        self, p: Tensor, segmentation: bool, finer: Tensor | None = None
+    ) -> list[LastFeatures]:
         """See :class:`Subnetworks`."""
-        tasks = self.subnets.tasks_on(segmentation)
-        features = {task: [p] for task in tasks}
-        # What the wide convolutions have made for an edge, in place of the feature that it reads.
-        made = self._read(_feature_name("", 0), p, tasks)
+        levels = [self._run(p, self.subnets.tasks_on(segmentation), _Level({}, {}))]
+        if finer is not None:
+            levels.append(self._run(finer, self.subnets.segmentation_tasks, levels[0]))
+        return [{task: outputs[-1] for task, outputs in level.features.items()} for level in levels]
+
+    def _run(self, p: Tensor, tasks: Sequence[str], coarser: _Level) -> _Level:
+        """As that of :class:`Subnetworks`."""
+        features: StageFeatures = {task: [p] for task in tasks}
+        available = starting_from(p, coarser.features) | features
+        made = coarser.made | self._read(_feature_name("", 0), p, tasks)
         for task in tasks:
             for j, stage in enumerate(getattr(self.subnets, task), start=1):
                 x = made.get(Edge(task, j - 1, task, j), features[task][-1])
                 sources = {
-                    edge.source: made.get(edge, features[edge.source][edge.source_stage])
+                    edge.source: made.get(edge, available[edge.source][edge.source_stage])
                     for edge in self.subnets.edges_into[task, j]
-                    if edge.source in tasks
+                    if edge.source in available
                 }
                 x = stage(x, sources)
                 features[task].append(x)
                 made |= self._read(_feature_name(task, j), x, tasks)
-        return {task: outputs[-1] for task, outputs in features.items()}
+        return _Level(features, made)
 
     def _read(self, name: str, feature: Tensor, tasks: Sequence[str]) -> dict[Edge, Tensor]:
         """What the wide convolution of a feature makes for each of the edges that read it."""
@@ -72,8 +89,9 @@ class FusedSubnetworks(nn.Module):
             return {}
         conv, channels = self.wide[name], feature.shape[1]
         assert isinstance(conv, nn.Conv2d) and conv.bias is not None
-        width = len(edges) * channels
-        parts = F.conv2d(feature, conv.weight[:width], conv.bias[:width], padding=1)
+        first = self.readers[name].index(edges[0]) * channels
+        wanted = slice(first, first + len(edges) * channels)
+        parts = F.conv2d(feature, conv.weight[wanted], conv.bias[wanted], padding=1)
         return dict(zip(edges, parts.split(channels, dim=1), strict=True))
 
     def _take_convolution(self, edge: Edge) -> nn.Conv2d:
@@ -85,11 +103,19 @@ class FusedSubnetworks(nn.Module):
             stage.conv = nn.Identity() if norm is None else norm
             return conv
         conv = stage.flows[edge.source].conv
-        stage.flows[edge.source] = _Given()
+        stage.flows[edge.source] = _Given(conv.in_channels, conv.out_channels)
         return conv
 
 
-class _Given(nn.Module):
+class _Level(NamedTuple):
+    """Of one level: the features of all stages, and what the wide convolutions have made of them
+    for an edge, in place of the feature that the edge reads."""
+
+    features: StageFeatures
+    made: dict[Edge, Tensor]
+
+
+class _Given(Flow):
     """In place of a flow whose result is there already."""
 
     def forward(self, source: Tensor, target: Tensor) -> Tensor:

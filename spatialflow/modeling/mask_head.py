@@ -5,6 +5,7 @@ Legend: R regions of interest over all images, K thing classes, M the side of a 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 
 import fvcore.nn.weight_init as weight_init
@@ -59,9 +60,9 @@ class ThingHead(nn.Module):
             scales=[1 / shape.stride for shape in shapes],
             sampling_ratio=head.POOLER_SAMPLING_RATIO,
             pooler_type=head.POOLER_TYPE,
-            # Boxes of 112 to 224 pixels on P4, as in the authors' code: one level finer than in
-            # Mask R-CNN, whose finest level is P2.
-            canonical_level=5,
+            # Boxes below 112 pixels on the finest level, as in Mask R-CNN and in the authors' code:
+            # of 224 on P5 where the finest level is P3, on P4 where it is P2.
+            canonical_level=int(math.log2(shapes[0].stride)) + 2,
         )
         return {
             "mask_pooler": pooler,

@@ -28,9 +28,10 @@ from .mask_head import ThingHead
 from .panoptic import HeuristicMerge, Merge
 from .panoptic_model import ClassLogits, Sizes, StuffLabels
 from .stuff_head import StuffHead
-from .subnets import SEGMENTATION_LEVELS, SubnetFeatures, Subnetworks
+from .subnets import SubnetFeatures, Subnetworks
 
 PYRAMID = ("p3", "p4", "p5", "p6", "p7")
+"""What detection sees; things and stuff see those of SEGMENTATION_FEATURES."""
 
 
 class DenseOutputs(NamedTuple):
@@ -46,7 +47,8 @@ class SpatialFlow(BackboneModel):
     """A RetinaNet with four sub-networks, information flows, and a thing and a stuff branch.
 
     Args:
-        backbone: gives p3 to p7.
+        backbone: gives p3 to p7, or p2 to p7 where things and stuff see P2.
+        levels: names of the levels that the sub-networks run on.
         subnets: the sub-networks and the flows between them.
         detector: cls and reg heads.
         thing_head: None without the thing branch.
@@ -78,9 +80,11 @@ class SpatialFlow(BackboneModel):
         pixel_mean: Sequence[float],
         pixel_std: Sequence[float],
         merge: Merge | None = HeuristicMerge(),  # noqa: B008
+        levels: Sequence[str] = PYRAMID,
         class_layers_only: bool = False,
     ):
         super().__init__(backbone, pixel_mean, pixel_std)
+        self.levels = tuple(levels)
         self.subnets = subnets
         self.detector = detector
         self.thing_head = thing_head
@@ -101,8 +105,8 @@ class SpatialFlow(BackboneModel):
         check_config(cfg, cls.class_counts)
         backbone = build_backbone(cfg)
         shapes = _pyramid_shapes(backbone, cfg.MODEL.BACKBONE.NAME)
-        segmentation_shapes = {name: shapes[name] for name in PYRAMID[:SEGMENTATION_LEVELS]}
         keys = cfg.MODEL.SPATIALFLOW
+        segmentation_shapes = _segmentation_shapes(backbone, keys.SEGMENTATION_FEATURES)
         return {
             "backbone": backbone,
             "subnets": Subnetworks(cfg, shapes["p3"].channels),
@@ -112,6 +116,7 @@ class SpatialFlow(BackboneModel):
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
             "merge": cls.build_merge(cfg),
+            "levels": list(dict.fromkeys([*segmentation_shapes, *PYRAMID])),
             "class_layers_only": cfg.MODEL.CLASS_LAYERS.TRAIN_ONLY,
         }
 
@@ -159,7 +164,7 @@ class SpatialFlow(BackboneModel):
     def extract_features(self, images: Tensor) -> SubnetFeatures:
         """Backbone, FPN, sub-networks and flows, of normalised images (N, 3, h, w)."""
         pyramid = self.backbone(images)
-        return self.subnets([pyramid[name] for name in PYRAMID])
+        return self.subnets([pyramid[name] for name in self.levels])
 
     def dense(self, images: Tensor) -> DenseOutputs:
         """Features of the sub-networks, class logits, box deltas and stuff scores."""
@@ -241,3 +246,15 @@ def _pyramid_shapes(backbone: Backbone, name: str) -> dict[str, ShapeSpec]:
             "which spatialflow.modeling.backbone.build_pyramid makes."
         )
     return {level: shapes[level] for level in PYRAMID}
+
+
+def _segmentation_shapes(backbone: Backbone, names: Sequence[str]) -> dict[str, ShapeSpec]:
+    """Channels and stride of the levels of things and stuff; ValueError where one is missing."""
+    shapes = backbone.output_shape()
+    if missing := [name for name in names if name not in shapes]:
+        raise ValueError(
+            f"MODEL.SPATIALFLOW.SEGMENTATION_FEATURES has {missing[0]}, but the backbone gives "
+            f"{', '.join(shapes)}. For p2, MODEL.FPN.IN_FEATURES (of a ResNet: and "
+            "MODEL.RESNETS.OUT_FEATURES) need the feature at stride 4, 'res2'."
+        )
+    return {name: shapes[name] for name in names}

@@ -12,6 +12,9 @@ joins, see :func:`spatialflow.modeling.wiring.wire`. With the paper's flows that
 
 (The paper prints the last line with the deformable offsets of eq. 4 already in eq. 3; the text and
 the authors' code keep them to eq. 4, and so does this module.)
+
+Things and stuff may see P2, too, where neither reg nor cls exist. The flows from those bring their
+features of P3 there: the papers have no P2, this is our extension.
 """
 
 from __future__ import annotations
@@ -29,16 +32,23 @@ from torch.utils.checkpoint import checkpoint
 
 from .backbone import norm_for_processes
 from .deform_conv import ModulatedDeformConv
-from .flows import ConvFlow, Flow, find_flow_type
+from .flows import ConvFlow, Flow, find_flow_type, resize_like
 from .layers import conv3x3, initialize
 from .wiring import DETECTION_TASKS, TASKS, Edge, execution_order, wire
 
 MAX_STAGES = 4
+DETECTION_LEVELS = 5
+"""P3 to P7."""
 SEGMENTATION_LEVELS = 3
-"""Things and stuff see P3 to P5 only (Sec. III-A)."""
+"""Of these, things and stuff see P3 to P5 only (Sec. III-A)."""
 
 FlowType = Callable[[int, int], Flow]
 """Makes a flow of C and the channels of its result."""
+
+LastFeatures = dict[str, Tensor]
+"""The last feature of each task on one level, (N, C, H_i, W_i)."""
+StageFeatures = dict[str, list[Tensor]]
+"""The features of all stages of each task on one level; the first one is P_i."""
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +57,7 @@ class SubnetFeatures(NamedTuple):
     """What the sub-networks give to the heads.
 
     ``cls`` and ``reg``: a tensor (N, C, H_i, W_i) for each of P3 to P7. ``stuff`` and ``thing``:
-    for P3 to P5 only, and none where the branch is off.
+    for P3 to P5, for P2 before them where there is one, and none where the branch is off.
     """
 
     cls: list[Tensor]
@@ -86,8 +96,8 @@ class Stage(nn.Module):
 
         Args:
             x: (N, C, H_i, W_i), the feature of the stage before.
-            sources: features of the same size, by task. A flow whose source is not among them, as
-                it does not exist on this level, does not enter.
+            sources: features by task, of the same level or of the next coarser one. A flow whose
+                source is not among them, as it does not exist on this level, does not enter.
 
         Returns:
             (N, C, H_i, W_i).
@@ -142,7 +152,7 @@ class DeformableStage(nn.Module):
         """As :meth:`Stage.forward`."""
         semantics = {k: v for k, v in sources.items() if k not in DETECTION_TASKS}
         offsets = [
-            flow(x + sources[source], x)
+            flow(x + resize_like(sources[source], x), x)
             for source, flow in self.flows.items()
             if source in DETECTION_TASKS
         ]
@@ -229,30 +239,55 @@ class Subnetworks(nn.Module):
         }
 
     def forward(self, pyramid: Sequence[Tensor]) -> SubnetFeatures:
-        """Run the sub-networks on P3 to P7, each (N, C, H_i, W_i)."""
+        """Run the sub-networks on P3 to P7, each (N, C, H_i, W_i), or on P2 to P7."""
         run = self.forward_level
         if self.checkpoint and self.training:
             run = partial(checkpoint, self.forward_level, use_reentrant=False)
         return run_levels(run, pyramid)
 
-    def forward_level(self, p: Tensor, segmentation: bool) -> dict[str, Tensor]:
+    def forward_level(
+        self, p: Tensor, segmentation: bool, finer: Tensor | None = None
+    ) -> list[LastFeatures]:
         """The last feature of every task on one level.
 
         Args:
             p: P_i, (N, C, H_i, W_i).
             segmentation: whether the level feeds things and stuff.
+            finer: P_{i-1}, for things and stuff alone; None without it.
+
+        Returns:
+            The features of this level and, with it, those of the finer one.
         """
-        features: dict[str, list[Tensor]] = {}
-        for task in self.tasks_on(segmentation):
-            features[task] = [p]
+        features = self._run(p, self.tasks_on(segmentation), {})
+        levels = [features]
+        if finer is not None:
+            levels.append(self._run(finer, self.segmentation_tasks, features))
+        return [{task: outputs[-1] for task, outputs in level.items()} for level in levels]
+
+    def _run(self, p: Tensor, tasks: Sequence[str], coarser: StageFeatures) -> StageFeatures:
+        """The features of all stages of some tasks on one level, P_i itself as stage 0.
+
+        Args:
+            p: P_i.
+            tasks: in the order of execution.
+            coarser: features of the next coarser level, for flows from tasks that are not here.
+        """
+        features: StageFeatures = {task: [p] for task in tasks}
+        available = starting_from(p, coarser) | features
+        for task in tasks:
             for j, stage in enumerate(getattr(self, task), start=1):
                 sources = {
-                    edge.source: features[edge.source][edge.source_stage]
+                    edge.source: available[edge.source][edge.source_stage]
                     for edge in self.edges_into[task, j]
-                    if edge.source in features
+                    if edge.source in available
                 }
                 features[task].append(stage(features[task][-1], sources))
-        return {task: outputs[-1] for task, outputs in features.items()}
+        return features
+
+    @property
+    def segmentation_tasks(self) -> list[str]:
+        """Things and stuff, in the order in which they run."""
+        return [task for task in self.order if task not in DETECTION_TASKS]
 
     def tasks_on(self, segmentation: bool) -> list[str]:
         """The tasks in the order in which they run on a level, see :meth:`forward_level`."""
@@ -271,19 +306,27 @@ class Subnetworks(nn.Module):
                 module.initialize(flow_init)
 
 
+def starting_from(p: Tensor, coarser: StageFeatures) -> StageFeatures:
+    """The features of a coarser level for the flows on P_i, which is their stage 0 there."""
+    return {task: [p, *features[1:]] for task, features in coarser.items()}
+
+
 def run_levels(
-    run: Callable[[Tensor, bool], Mapping[str, Tensor]], pyramid: Sequence[Tensor]
+    run: Callable[[Tensor, bool, Tensor | None], list[LastFeatures]], pyramid: Sequence[Tensor]
 ) -> SubnetFeatures:
     """Sub-networks on all levels.
 
     Args:
         run: gives the last feature of every task, as :meth:`Subnetworks.forward_level`.
-        pyramid: P3 to P7, each (N, C, H_i, W_i).
+        pyramid: P3 to P7, each (N, C, H_i, W_i), or P2 to P7.
     """
     features: dict[str, list[Tensor]] = {task: [] for task in TASKS}
-    for level, p in enumerate(pyramid):
-        for task, feature in run(p, level < SEGMENTATION_LEVELS).items():
-            features[task].append(feature)
+    finer = pyramid[0] if len(pyramid) > DETECTION_LEVELS else None
+    for level, p in enumerate(pyramid[-DETECTION_LEVELS:]):
+        outputs = run(p, level < SEGMENTATION_LEVELS, finer if level == 0 else None)
+        for last in reversed(outputs):
+            for task, feature in last.items():
+                features[task].append(feature)
     return SubnetFeatures(**features)
 
 
@@ -294,8 +337,15 @@ def _add_flows(x: Tensor, flows: nn.ModuleDict, sources: Mapping[str, Tensor]) -
     total = x
     for source, flow in reversed(list(flows.items())):
         if source in sources:
-            total = total + flow(sources[source], x)
+            total = total + _flow_between(flow, sources[source], x)
     return total
+
+
+def _flow_between(flow: nn.Module, source: Tensor, target: Tensor) -> Tensor:
+    """What a flow makes of a source of the target's level or of the next coarser one."""
+    assert isinstance(flow, Flow)
+    same = source.shape[-2:] == target.shape[-2:]
+    return flow(source, target) if same else flow.from_coarser(source, target)
 
 
 def _check_arguments(

@@ -42,7 +42,11 @@ def test_stuff_need_not_be_counted_without_its_branch():
         ("MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK", True, "True, .*each class has a mask"),
         ("MODEL.ROI_MASK_HEAD.NAME", "PointRendMaskHead", "'PointRendMaskHead', .*its layers"),
         ("MODEL.SEM_SEG_HEAD.NAME", "PointRendSemSegHead", "'PointRendSemSegHead', .*one of these"),
-        ("MODEL.SEM_SEG_HEAD.IN_FEATURES", ["p2", "p3"], r"\['p2', 'p3'\], .*P3 to P5"),
+        (
+            "MODEL.SEM_SEG_HEAD.IN_FEATURES",
+            ["p2", "p3"],
+            r"\['p2', 'p3'\], .*SEGMENTATION_FEATURES",
+        ),
     ],
 )
 def test_keys_that_are_not_read_are_refused(key, value, named):

@@ -48,7 +48,7 @@ def test_own_flow_needs_nothing_but_its_registration(monkeypatch):
     FLOW_REGISTRY.register(Gate)
     net = tiny_subnets(flow_type=find_flow_type("Gate"), init="msra")
     p = torch.randn(1, C, 8, 8)
-    found, (stage,) = net.forward_level(p, True), net.thing
+    (found,), (stage,) = net.forward_level(p, True), net.thing
     entered = [stage.flows[task](found[task], p) for task in ("reg", "stuff")]
     torch.testing.assert_close(found["thing"], F.relu(stage.conv(p + sum(entered))))
 

@@ -28,10 +28,12 @@ def mixed_flows():
     return lambda *channels: next(types)(*channels)
 
 
-def pyramid():
-    return [torch.randn(2, CHANNELS, side, side + 1) for side in (16, 8, 4, 2, 1)]
+def pyramid(finest=16):
+    sides = [side for side in (32, 16, 8, 4, 2, 1) if side <= finest]
+    return [torch.randn(2, CHANNELS, side, side + 1) for side in sides]
 
 
+@pytest.mark.parametrize("finest", [16, 32], ids=["P3", "P2"])
 @pytest.mark.parametrize(
     "kwargs",
     [
@@ -57,8 +59,8 @@ def pyramid():
     ids=case_name,
 )
 @torch.no_grad()
-def test_fused_flows(kwargs):
-    subnets, features = tiny_subnets(**kwargs), pyramid()
+def test_fused_flows(kwargs, finest):
+    subnets, features = tiny_subnets(**kwargs), pyramid(finest)
     expected = subnets(features)
     found = FusedSubnetworks(subnets)(features)
     for a, b in zip(found, expected, strict=True):
@@ -83,7 +85,8 @@ def test_convolutions_that_read_one_feature_are_one():
 
 def test_flows_that_are_not_fused_keep_their_weights():
     fused = FusedSubnetworks(tiny_subnets(flow_type=mixed_flows()))
-    kept = {name for name, module in fused.subnets.named_modules() if isinstance(module, Flow)}
+    flows = {k: x for k, x in fused.subnets.named_modules() if isinstance(x, Flow)}
+    kept = {name for name, module in flows.items() if list(module.parameters())}
     attention = {f"{task}.{j}.flows.reg" for task in ("cls", "stuff") for j in (0, 2)}
     assert kept == attention | {"thing.0.flows.reg", "thing.0.flows.stuff"}
     assert {name: x.out_channels // CHANNELS for name, x in fused.wide.items()} == {

@@ -8,6 +8,7 @@ import torch
 from builders import STUFF_LABELS, THINGS, make_input, tiny_model
 from detectron2.data import Metadata
 from detectron2.modeling import build_model
+from detectron2.structures import Boxes
 from detectron2.utils.visualizer import Visualizer
 
 from spatialflow.config import config_dir, load_config
@@ -323,6 +324,13 @@ CONFIG = [
 ]
 
 
+STAGES_FROM_2 = ["res2", "res3", "res4", "res5"]
+WITH_P2 = (
+    *("SEGMENTATION_FEATURES", ["p2", "p3", "p4", "p5"]),
+    *("MODEL.RESNETS.OUT_FEATURES", STAGES_FROM_2, "MODEL.FPN.IN_FEATURES", STAGES_FROM_2),
+)
+
+
 def build(*opts):
     cfg = load_config(str(config_dir() / "Base-Small.yaml"), [*CONFIG, *opts])
     return build_model(cfg)
@@ -342,16 +350,40 @@ def build(*opts):
         ("THING_ON", False, "STUFF_ON", False),
         ("P7_RELU", False, "ALIGN_CORNERS", True, "STUFF_RESIZE", "nearest"),
         ("BOX_FILL.ENABLED", False),
+        WITH_P2,
+        (*WITH_P2, "CHECKPOINT_SUBNETS", True),
+        (*WITH_P2, "FLOW_TYPE", "AttentionFlow", "DEFORM_ON", ["stuff"]),
     ],
     ids=lambda opts: " ".join(map(str, opts)) or "defaults",
 )
 def test_every_switch_of_the_config_trains_and_evaluates(opts):
-    opts = [f"MODEL.SPATIALFLOW.{o}" if i % 2 == 0 else o for i, o in enumerate(opts)]
+    opts = [
+        o if i % 2 or o.startswith("MODEL.") else f"MODEL.SPATIALFLOW.{o}"
+        for i, o in enumerate(opts)
+    ]
     model = build(*opts)
     assert_trains(model, [make_input(boxes=BOXES), make_input((50, 60))])
     (result,) = model.eval()([make_input()])
     things, stuff = model.thing_head is not None, model.stuff_head is not None
     assert_contract(result, 64, 96, things, stuff)
+
+
+def test_with_p2_small_things_have_their_masks_from_it():
+    key = "MODEL.SPATIALFLOW.SEGMENTATION_FEATURES"
+    model = build(key, WITH_P2[1], *WITH_P2[2:])
+    pooler = model.thing_head.mask_pooler
+    assert [x.spatial_scale for x in pooler.level_poolers] == [1 / 4, 1 / 8, 1 / 16, 1 / 32]
+    features = model.extract_features(torch.randn(1, 3, 64, 96)).thing
+    boxes = [Boxes(torch.tensor([[0.0, 0.0, 90.0, 60.0]]))]
+    changed = [features[0] + 1, *features[1:]]
+    assert not torch.equal(pooler(features, boxes), pooler(changed, boxes))
+
+
+def test_a_backbone_without_p2_is_refused():
+    with pytest.raises(ValueError, match="SEGMENTATION_FEATURES has p2.*IN_FEATURES"):
+        build("MODEL.SPATIALFLOW.SEGMENTATION_FEATURES", WITH_P2[1])
+    with pytest.raises(ValueError, match="SEGMENTATION_FEATURES is .'p2'"):
+        build("MODEL.SPATIALFLOW.SEGMENTATION_FEATURES", ["p2"])
 
 
 def test_box_losses_of_detectron2():

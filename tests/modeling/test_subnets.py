@@ -83,6 +83,39 @@ def test_equation_3_literally():
             torch.testing.assert_close(getattr(found, task)[i], expected)
 
 
+def up(x, like):
+    return F.interpolate(x, like.shape[-2:], mode="bilinear", align_corners=False)
+
+
+def test_things_and_stuff_see_p2_with_the_flows_of_p3():
+    net, levels = tiny_subnets(channels=C, std=0.3), pyramid()
+    p2 = torch.randn(2, C, 34, 32)
+    found, plain = net([p2, *levels]), net(levels)
+    reg, stuff = levels[0], p2
+    for j in range(4):
+        reg = F.relu(conv(net.reg[j].conv, reg))
+        stuff = F.relu(conv(net.stuff[j].conv, stuff + up(flow(net.stuff[j], "reg", reg), stuff)))
+    (stage,) = net.thing
+    flows_in = flow(stage, "stuff", stuff) + up(flow(stage, "reg", reg), stuff)
+    torch.testing.assert_close(found.stuff[0], stuff)
+    torch.testing.assert_close(found.thing[0], F.relu(conv(stage.conv, p2 + flows_in)))
+    # Nothing else changes.
+    assert list(map(len, found)) == [5, 5, 4, 4]
+    for task, skipped in (("cls", 0), ("reg", 0), ("stuff", 1), ("thing", 1)):
+        for a, b in zip(getattr(found, task)[skipped:], getattr(plain, task), strict=True):
+            assert torch.equal(a, b)
+
+
+def test_on_p2_a_flow_that_starts_before_the_first_stage_takes_p2():
+    """With one stage of reg, stuff_1 takes P_i in place of a feature of reg."""
+    net, levels = tiny_subnets(["reg_stuff"], C, std=0.3, stages={"reg": 1, "stuff": 2}), pyramid()
+    p2 = torch.randn(2, C, 34, 32)
+    reg_1 = F.relu(conv(net.reg[0].conv, levels[0]))
+    stuff_1 = F.relu(conv(net.stuff[0].conv, p2 + flow(net.stuff[0], "reg", p2)))
+    stuff_2 = conv(net.stuff[1].conv, stuff_1 + up(flow(net.stuff[1], "reg", reg_1), p2))
+    torch.testing.assert_close(net([p2, *levels]).stuff[0], F.relu(stuff_2))
+
+
 @pytest.mark.parametrize("flows", SUBSETS, ids="+".join)
 def test_equation_3_with_every_set_of_flows(flows):
     assert_follows_equation_3(flows, {})
@@ -131,7 +164,7 @@ def test_stages_are_aligned_at_their_end():
     x = p
     for stage, location in zip(net.stuff, reg[3:], strict=True):
         x = F.relu(conv(stage.conv, x + flow(stage, "reg", location)))
-    torch.testing.assert_close(net.forward_level(p, True)["stuff"], x)
+    torch.testing.assert_close(net.forward_level(p, True)[0]["stuff"], x)
 
 
 def test_semantics_enter_the_last_thing_stage_only():
@@ -180,7 +213,7 @@ def test_equation_4_with_other_flows():
     stages = {"stuff": 1, "cls": 1}
     net = tiny_subnets(flows, C, std=0.3, stages=stages, deform_on=["stuff"])
     p = pyramid()[0]
-    found, (stage,) = net.forward_level(p, True), net.stuff
+    (found,), (stage,) = net.forward_level(p, True), net.stuff
     offsets = sum(flow(stage, task, p + found[task]) for task in ("reg", "cls"))
     expected = dcn(stage, p + flow(stage, "thing", found["thing"]), offsets)
     torch.testing.assert_close(found["stuff"], expected)
@@ -188,7 +221,7 @@ def test_equation_4_with_other_flows():
 
 def test_one_deformable_sub_network_leaves_the_others_plain():
     net, (p, *_) = tiny_subnets(channels=C, std=0.3, deform_on=["stuff"]), pyramid()
-    found = net.forward_level(p, True)
+    (found,) = net.forward_level(p, True)
     expected = equation_3(net, p, ["reg_cls"], STAGES)
     for task in ("reg", "cls"):
         torch.testing.assert_close(found[task], expected[task])
@@ -203,7 +236,7 @@ def test_deformable_sub_network_without_flow_makes_its_own_offsets():
     x = p
     for stage in net.thing:
         x = dcn(stage, x, conv(stage.conv_offset, x))
-    torch.testing.assert_close(net.forward_level(p, True)["thing"], x)
+    torch.testing.assert_close(net.forward_level(p, True)[0]["thing"], x)
 
 
 def reached(net, feature):
@@ -221,7 +254,7 @@ def reached(net, feature):
 @pytest.mark.parametrize("flows", SUBSETS, ids="+".join)
 def test_gradients_pass_between_sub_networks_only_through_flows(flows, deform_on):
     net = tiny_subnets(flows, C, std=0.3, deform_on=deform_on)
-    found = net.forward_level(torch.randn(1, C, 8, 8), True)
+    (found,) = net.forward_level(torch.randn(1, C, 8, 8), True)
     expected = {task: {task} for task in TASKS}
     for flow in flows:  # in the order of FLOWS, so that stuff is complete when thing takes it
         source, target = flow.split("_")
@@ -346,7 +379,7 @@ def test_norm_comes_between_convolution_and_relu(deform_on):
         offsets, mask = conv(stage.conv_offset, p).split([18, 9], dim=1)
         convolved = deform_conv2d(p, offsets, weight, bias, padding=1, mask=mask.sigmoid())
     expected = F.relu(F.group_norm(convolved, 32, norm.weight, norm.bias))
-    torch.testing.assert_close(net.forward_level(p, False)["cls"], expected)
+    torch.testing.assert_close(net.forward_level(p, False)[0]["cls"], expected)
 
 
 def test_batch_norm_is_warned_of_and_sync_bn_is_that_of_the_processes(caplog):
