@@ -65,6 +65,9 @@ def add_spatialflow_config(cfg: CN) -> None:
     # Fill unassigned pixels with the detected boxes (Sec. IV-B, "overlap ... 0.6"). A box fills
     # when at least MIN_FREE of it is free; the authors' code has 0.5.
     cfg.MODEL.SPATIALFLOW.BOX_FILL = CN({"ENABLED": True, "MIN_FREE": 0.6})
+    # Before that, fill what is left around a thing: a pixel goes to the thing on the map whose mask
+    # is the most probable there, if that is at least MIN_PROB. Not in the papers.
+    cfg.MODEL.SPATIALFLOW.RIM_FILL = CN({"ENABLED": False, "MIN_PROB": 0.35})
 
     # Layers that depend on the classes, for weights of other classes (Sec. IV-C2, from COCO to
     # Cityscapes): REINIT starts them afresh instead of loading them from MODEL.WEIGHTS, TRAIN_ONLY
@@ -129,6 +132,12 @@ def add_spatialflow_config(cfg: CN) -> None:
     # Each layer of a timm backbone has this factor times the learning rate of the layer above it;
     # 0.65 to 0.9 are common for transformers.
     cfg.SOLVER.LAYER_DECAY = 1.0
+    # Decay of a moving average of the weights, such as 0.998, which evaluation and checkpoints
+    # take; 0: none. A checkpoint holds the weights themselves, too, for resuming.
+    cfg.SOLVER.EMA_DECAY = 0.0
+    # Each batch goes through the model in this many parts, whose gradients add up: the memory of a
+    # part, the step of the batch.
+    cfg.SOLVER.BATCH_PARTS = 1
     # Train in the memory layout channels-last, in which convolutions are faster on most devices;
     # losses change by rounding.
     cfg.SOLVER.CHANNELS_LAST = False

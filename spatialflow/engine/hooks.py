@@ -51,9 +51,9 @@ class FiniteGuard(HookBase):
         optimizer.register_step_post_hook(self._count_step)
 
     def _remember(self, model: nn.Module, inputs: tuple, outputs: Any) -> None:
-        if model.training:
-            self._batch = inputs[0]
-            self._losses = {name: loss.detach() for name, loss in outputs.items()}
+        if model.training:  # once for each part of a batch
+            self._batch = [*self._batch, *inputs[0]]
+            self._losses = {k: v.detach() + self._losses.get(k, 0) for k, v in outputs.items()}
 
     def _count_step(self, *_: Any) -> None:
         self._skipped_steps = 0
@@ -68,7 +68,7 @@ class FiniteGuard(HookBase):
         values = torch.stack([v.float() for v in (*self._losses.values(), *largest)]).tolist()
         losses = dict(zip(self._losses, values, strict=False))
         images = [image["file_name"] for image in self._batch]
-        self._batch = []
+        self._batch, self._losses = [], {}
         report = None
         if not all(map(math.isfinite, values)):
             report = _Report(losses, self._non_finite_gradients(), images)

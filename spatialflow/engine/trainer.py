@@ -35,8 +35,10 @@ from spatialflow.modeling.norms import warn_of_syncbn_in_one_process
 from spatialflow.modeling.panoptic_model import PanopticModel
 from spatialflow.utils.files import without_nan, write_json
 
+from .ema import WeightAverage
 from .hooks import BestModelCheckpointer, FiniteGuard, PeriodicCheckpointer
 from .optimizer import auto_scale_workers, build_optimizer
+from .parts import InParts
 
 
 class Trainer(DefaultTrainer):
@@ -69,12 +71,18 @@ class Trainer(DefaultTrainer):
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         parallel = {} if cfg.MODEL.DEVICE.startswith("cuda") else {"device_ids": None}
         parallel_model = create_ddp_model(model, broadcast_buffers=False, **parallel)
+        self._evaluated, self._average = model, None
+        if cfg.SOLVER.EMA_DECAY:
+            self._average = WeightAverage(model, cfg.SOLVER.EMA_DECAY)
+            self._evaluated = self._average.model
+            self.register_hooks([self._average])
         inner_trainer = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
         loader = self.build_train_loader(self.cfg)
         self._trainer = inner_trainer(parallel_model, loader, optimizer)
+        self._take_apart(cfg.SOLVER.BATCH_PARTS)
         self._trainer.register_hooks([FiniteGuard(model, optimizer, cfg.SOLVER.AMP.ENABLED)])
         self.checkpointer = SafeCheckpointer(
-            model,
+            self._evaluated,
             cfg.OUTPUT_DIR,
             starts_afresh=self._starts_afresh,
             heads_weights=cfg.MODEL.SPATIALFLOW.HEADS_WEIGHTS,
@@ -85,10 +93,24 @@ class Trainer(DefaultTrainer):
     def resume_or_load(self, resume: bool = True) -> None:
         """Resume the last checkpoint of OUTPUT_DIR with its data stream, or load MODEL.WEIGHTS."""
         super().resume_or_load(resume)
+        if self._average is not None and not self._average.resumed:
+            self._average.start_from_average()
         if self.start_iter:
             self._trainer.reset_data_loader(
                 lambda: self.build_train_loader(self.cfg, self.start_iter)
             )
+
+    def _take_apart(self, num_parts: int) -> None:
+        """Let each batch go through the model in parts."""
+        trainer = self._trainer
+        if num_parts != 1:
+            scaler = [trainer.grad_scaler.scale] if isinstance(trainer, AMPTrainer) else []
+            trainer.model = InParts(trainer.model, num_parts, *scaler)
+            trainer.zero_grad_before_forward = True
+
+    def _evaluate(self) -> dict:
+        self._last_eval_results = self.test(self.cfg, self._evaluated)
+        return self._last_eval_results
 
     def _starts_afresh(self, name: str) -> bool:
         return self.cfg.MODEL.CLASS_LAYERS.REINIT and name.startswith(self._class_layers)
@@ -146,12 +168,16 @@ class Trainer(DefaultTrainer):
                     solver.CHECKPOINT_PERIOD,
                     max_to_keep=solver.CHECKPOINT_MAX_TO_KEEP or None,
                 )
+            elif isinstance(hook, detectron2.engine.hooks.EvalHook):
+                hooks[i] = detectron2.engine.hooks.EvalHook(
+                    self.cfg.TEST.EVAL_PERIOD, self._evaluate
+                )
         if comm.is_main_process() and self.cfg.DATASETS.TEST:
             names = self.cfg.DATASETS.TEST
             prefix = f"{names[0]}/" if len(names) > 1 else ""
             best = BestModelCheckpointer(
                 self.cfg.TEST.EVAL_PERIOD,
-                self.model,
+                self._evaluated,
                 self.cfg.OUTPUT_DIR,
                 f"{prefix}panoptic_seg/PQ",
             )

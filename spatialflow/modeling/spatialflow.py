@@ -122,9 +122,13 @@ class SpatialFlow(BackboneModel):
 
     @classmethod
     def build_merge(cls, cfg: CfgNode) -> HeuristicMerge | None:
-        """MODEL.PANOPTIC_FPN.COMBINE with the box fill; None when it is not enabled."""
-        fill = cfg.MODEL.SPATIALFLOW.BOX_FILL
-        return HeuristicMerge.from_config(cfg, fill.MIN_FREE if fill.ENABLED else None)
+        """MODEL.PANOPTIC_FPN.COMBINE with the fills; None when it is not enabled."""
+        boxes, rims = cfg.MODEL.SPATIALFLOW.BOX_FILL, cfg.MODEL.SPATIALFLOW.RIM_FILL
+        return HeuristicMerge.from_config(
+            cfg,
+            box_fill_min_free=boxes.MIN_FREE if boxes.ENABLED else None,
+            rim_fill_min_prob=rims.MIN_PROB if rims.ENABLED else None,
+        )
 
     def losses(self, batched_inputs: list[dict]) -> dict[str, Tensor]:
         """The terms of eq. (6), each already weighted.

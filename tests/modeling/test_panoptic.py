@@ -5,11 +5,16 @@ import json
 import numpy as np
 import pytest
 import torch
+from detectron2.layers import paste_masks_in_image
+from detectron2.structures import Boxes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from spatialflow.config import config_dir, load_config
+from spatialflow.modeling.painting import fill_rims
 from spatialflow.modeling.panoptic import HeuristicMerge, Merge, merge_panoptic
+from spatialflow.modeling.spatialflow import SpatialFlow
 
 DEFAULTS = {
     "num_stuff_labels": 4,
@@ -366,3 +371,61 @@ def test_merge_comes_back_from_json():
         Merge.from_dict({"name": "Other"})
     with pytest.raises(TypeError, match="pixels"):
         Merge.from_dict(merge.as_dict() | {"pixels": 1})
+
+
+def rim_case(seed, count):
+    """A half-painted map, soft masks of all sizes, and boxes around the instances."""
+    torch.manual_seed(seed)
+    size = (24, 30)
+    panoptic = torch.randint(0, count + 3, size, dtype=torch.int32)
+    panoptic[torch.rand(size) < 0.5] = 0
+    center, sides = torch.rand(count, 2) * torch.tensor([30.0, 24.0]), torch.rand(count, 2) * 20 + 1
+    return panoptic, torch.rand(count, 7, 7), torch.cat([center - sides, center + sides], dim=1)
+
+
+@pytest.mark.parametrize("count", [0, 1, 5])
+@pytest.mark.parametrize("min_prob", [0.2, 0.35, 0.9])
+def test_rims_go_to_the_most_probable_thing_on_the_map(count, min_prob):
+    panoptic, masks, boxes = rim_case(count, count)
+    if count > 1:
+        panoptic[panoptic == 2] = 0  # instance 1 has lost all its pixels
+    expected = panoptic.clone()
+    pasted = paste_masks_in_image(masks, Boxes(boxes), (24, 30), threshold=-1).float() / 255
+    on_map = [i for i in range(count) if (panoptic == i + 1).any()]
+    for y, x in (panoptic == 0).nonzero().tolist():
+        best = max(on_map, key=lambda i: pasted[i, y, x], default=None)
+        if best is not None and pasted[best, y, x] >= min_prob:
+            expected[y, x] = best + 1
+    before = panoptic.clone()
+    fill_rims(panoptic, masks, boxes, min_prob)
+    # Detectron2's pasting rounds probabilities to 1/255: pixels within it may differ.
+    differ = (panoptic != expected).float().mean()
+    assert differ <= 0.03
+    assert torch.equal(panoptic[before != 0], before[before != 0])
+    assert count < 2 or 2 not in panoptic
+
+
+def test_rims_are_filled_after_the_stuff_and_before_the_boxes():
+    mask = instance(["0110", "0110"], score=0.9, category=3, box=(0.0, 0, 4, 2))
+    stuff = draw("0002", "0002")  # label 0 is the things' own: void where no mask is
+    probability = torch.tensor([[[0.4, 0.9, 0.9, 0.4], [0.1, 0.9, 0.9, 0.4]]])
+    plain, _ = merge([mask], stuff)
+    filled, segments = merge(
+        [mask], stuff, rim_fill_min_prob=0.35, mask_probs=probability, size=(2, 4)
+    )
+    assert plain.tolist() == [[0, 1, 1, 2], [0, 1, 1, 2]]
+    assert filled.tolist() == [[1, 1, 1, 2], [0, 1, 1, 2]]
+    assert things(segments) == [(3, 5)]
+    boxed, _ = merge(
+        [mask], stuff, rim_fill_min_prob=0.35, mask_probs=probability, box_fill_min_free=0.1
+    )
+    assert boxed.tolist() == [[1, 1, 1, 2], [1, 1, 1, 2]]
+
+
+def test_the_fill_of_rims_is_a_key_and_keeps_probabilities():
+    cfg = load_config(str(config_dir() / "Base-Small.yaml"))
+    assert not SpatialFlow.build_merge(cfg).reads_probabilities
+    cfg.MODEL.SPATIALFLOW.RIM_FILL.ENABLED = True
+    merge = SpatialFlow.build_merge(cfg)
+    assert merge.reads_probabilities and merge.rim_fill_min_prob == 0.35
+    assert Merge.from_dict(merge.as_dict()) == merge

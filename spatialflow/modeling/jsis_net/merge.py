@@ -8,18 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.layers.mask_ops import _do_paste_mask
 from detectron2.structures import Instances
 from torch import Tensor
 
-from ..panoptic import MERGE_REGISTRY, Merge, describe_segments, is_confident
-
-MASK_THRESH = 0.5
-"""The probability from which on a pixel belongs to a mask."""
+from ..painting import describe_segments, paint_most_probable
+from ..panoptic import MERGE_REGISTRY, Merge, is_confident
 
 
 @MERGE_REGISTRY.register()
@@ -39,7 +35,10 @@ class PixelwiseMerge(Merge):
     score_thresh: float = 0.5
     stuff_area_limit: int = 4096
 
-    reads_probabilities: ClassVar[bool] = True
+    @property
+    def reads_probabilities(self) -> bool:
+        """Pixels go by them."""
+        return True
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> PixelwiseMerge | None:
@@ -75,29 +74,6 @@ class PixelwiseMerge(Merge):
         return describe_segments(
             panoptic, instances.scores, instances.pred_classes, num_stuff_labels
         )
-
-
-def paint_most_probable(masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """Give each pixel to the instance whose mask is the most probable there (Sec. 2.2.1).
-
-    One mask at a time is brought to the size of the map.
-
-    Args:
-        masks: (n, M, M) probabilities, those of the best instance first: it wins a tie.
-        boxes: (n, 4) float, x1 y1 x2 y2 in pixels of the map.
-        size: H, W.
-
-    Returns:
-        (H, W) int32: i + 1 where instance i is, 0 where no mask has half the probability.
-    """
-    panoptic = torch.zeros(size, dtype=torch.int32, device=masks.device)
-    highest = torch.zeros(size, device=masks.device)
-    for i in range(len(masks)):
-        (pasted,), window = _do_paste_mask(masks[i, None, None], boxes[i, None], *size)
-        gained = (pasted >= MASK_THRESH) & (pasted > highest[window])
-        highest[window] = torch.where(gained, pasted, highest[window])
-        panoptic[window].masked_fill_(gained, i + 1)
-    return panoptic
 
 
 def nested_stuff_labels(scores: Tensor, left_out: Collection[int]) -> Tensor:

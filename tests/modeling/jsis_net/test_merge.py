@@ -9,11 +9,8 @@ from hypothesis import strategies as st
 
 from spatialflow.modeling import MERGE_REGISTRY, Merge
 from spatialflow.modeling.jsis_net import PixelwiseMerge
-from spatialflow.modeling.jsis_net.merge import (
-    nested_stuff_labels,
-    paint_most_probable,
-    surviving_labels,
-)
+from spatialflow.modeling.jsis_net.merge import nested_stuff_labels, surviving_labels
+from spatialflow.modeling.painting import paint_most_probable
 
 SIZE = (40, 50)
 
