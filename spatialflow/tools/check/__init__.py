@@ -18,6 +18,7 @@ from spatialflow.data.coco_panoptic import read_panoptic_lists
 from spatialflow.data.register import PanopticFiles
 from spatialflow.utils.parallel import in_parallel
 
+from .anchors import fit_anchors
 from .entries import Pair, check_categories, check_entries
 from .files import Outcome, check_pair
 from .problems import Problem, Severity, shown
@@ -66,6 +67,7 @@ def _outcomes(pairs: list[Pair], files: PanopticFiles, workers: int) -> Iterator
 def _add_outcomes(
     report: Report, outcomes: Iterable[Outcome], categories: dict[int, Category]
 ) -> None:
+    sides: list[tuple[float, float]] = []
     counts: dict[int | None, ClassCount] = {
         i: ClassCount(i, c.name, c.isthing) for i, c in sorted(categories.items())
     }
@@ -77,7 +79,10 @@ def _add_outcomes(
             counts[id_].images += 1
             counts[id_].segments += outcome.segments[id_]
             counts[id_].pixels += outcome.pixels[id_]
+            if counts[id_].isthing:
+                sides += outcome.sides.get(id_, [])
     report.classes = list(counts.values())
+    report.anchors = fit_anchors(sides)
     report.problems += [
         Problem("class_never_occurs", f"categories, id {c.id}", shown(c.name))
         for c in report.classes

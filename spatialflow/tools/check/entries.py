@@ -23,6 +23,7 @@ class Segment:
     category_id: int | None
     area: float | str | None
     bbox: list[float] | str | None
+    iscrowd: bool
 
 
 @dataclass
@@ -219,6 +220,7 @@ def _segment(entry: dict[str, Any]) -> Segment:
         category_id if isinstance(category_id, int) and _is_number(category_id) else None,
         area if _is_number(area) or "area" not in entry else shown(area),
         bbox if is_box or "bbox" not in entry else shown(bbox),
+        bool(entry.get("iscrowd", 0)),
     )
 
 

@@ -19,12 +19,14 @@ from .problems import Problem
 class Outcome:
     """What was found in one pair of files; areas in pixels.
 
-    ``segments`` and ``pixels`` count by category id; ``void`` and ``total`` are pixels of the PNG.
+    ``segments`` and ``pixels`` count by category id; ``sides`` are width and height of the boxes of
+    all segments that are no crowd, by category id; ``void`` and ``total`` are pixels of the PNG.
     """
 
     problems: list[Problem] = field(default_factory=list)
     segments: Counter[int | None] = field(default_factory=Counter)
     pixels: Counter[int | None] = field(default_factory=Counter)
+    sides: dict[int | None, list[tuple[int, int]]] = field(default_factory=dict)
     void: int = 0
     total: int = 0
 
@@ -89,6 +91,8 @@ def _check_ids(ids: np.ndarray, pair: Pair, outcome: Outcome) -> None:
         if area:
             outcome.segments[segment.category_id] += 1
             outcome.pixels[segment.category_id] += area
+        if box and not segment.iscrowd:
+            outcome.sides.setdefault(segment.category_id, []).append((box[2], box[3]))
         outcome.problems += [
             Problem(kind, png, message, id_) for kind, message in _faults(segment, area, box)
         ]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from tabulate import tabulate
 
+from .anchors import AnchorFit
 from .problems import DESCRIPTIONS, Problem, Severity
 
 _EXAMPLES = 3
@@ -34,7 +35,7 @@ class Report:
     """All problems of a dataset and its statistics.
 
     ``images`` and ``annotations`` are entries of the JSON; ``void`` and ``total`` are pixels of
-    the PNGs that could be read.
+    the PNGs that could be read. ``anchors`` is None without things.
     """
 
     panoptic_json: str
@@ -44,6 +45,7 @@ class Report:
     total: int = 0
     classes: list[ClassCount] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
+    anchors: AnchorFit | None = None
 
     def count(self, severity: Severity) -> int:
         """Number of problems of a severity."""
@@ -70,6 +72,7 @@ class Report:
             "annotations": self.annotations,
             "void_share": self.void_share,
             "classes": [asdict(c) for c in self.classes],
+            "anchors": asdict(self.anchors) if self.anchors else None,
             "problems": [{**asdict(p), "severity": p.severity.value} for p in self.problems],
         }
         Path(path).write_text(json.dumps(content, indent=1) + "\n")
@@ -80,6 +83,7 @@ class Report:
             f"{self.panoptic_json}: {self.images} images, {self.annotations} annotations, "
             f"{self.void_share:.1%} of the pixels void",
             _class_table(self.classes, None if verbose else _CLASSES),
+            str(self.anchors or ""),
             *_problem_lists(self.problems, None if verbose else _EXAMPLES),
             self._verdict(),
         ]
