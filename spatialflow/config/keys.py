@@ -42,6 +42,9 @@ def add_spatialflow_config(cfg: CN) -> None:
     # Levels that things and stuff see: P3 to P5 (Sec. III-A), or P2 to P5. To P2 the flows bring
     # what reg and cls found on P3; MODEL.FPN.IN_FEATURES needs "res2" then.
     cfg.MODEL.SPATIALFLOW.SEGMENTATION_FEATURES = ["p3", "p4", "p5"]
+    # How the detector learns: "RetinaNet", as in the papers, or "GFL", ATSS and the quality focal
+    # loss (modeling/gfl.py), for one anchor a cell; both have the same heads.
+    cfg.MODEL.SPATIALFLOW.DETECTOR = "RetinaNet"
     # Sub-networks with modulated deformable convolutions (eq. 4): any of "cls", "stuff", "thing".
     cfg.MODEL.SPATIALFLOW.DEFORM_ON = []
     # How sub-networks and flows start: "normal", N(0, 0.01), as in RetinaNet, or "msra". With few

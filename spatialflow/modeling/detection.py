@@ -153,7 +153,7 @@ class Detector(nn.Module):
         """
         labels = targets.labels
         positive = (labels >= 0) & (labels < self.num_classes)
-        normalizer = mean_over_processes(positive.sum(dim=1).clamp(min=1).sum(), like=labels)
+        normalizer = self.normalizer(positive)
         loss_cls = self.classification_loss(torch.cat(predictions.logits, dim=1), labels)
         loss_box_reg = _dense_box_regression_loss(
             anchors,
@@ -165,6 +165,11 @@ class Detector(nn.Module):
             smooth_l1_beta=self.smooth_l1_beta,
         )
         return {"loss_cls": loss_cls / normalizer, "loss_box_reg": loss_box_reg / normalizer}
+
+    @staticmethod
+    def normalizer(positive: Tensor) -> Tensor:
+        """The number of positive anchors, (N, R) bool, at least one for each image."""
+        return mean_over_processes(positive.sum(dim=1).clamp(min=1).sum(), like=positive)
 
     def classification_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The sum of the focal loss over all anchors that are not ignored.
@@ -200,9 +205,7 @@ class Detector(nn.Module):
         labels, boxes = [], []
         for gt, crowd_mask in zip(gt_instances, crowd_masks, strict=True):
             inside = self._inside(gt.image_size, grid_sizes, all_anchors.device)
-            # An anchor that is ignored must not be the best one of a box, or the box has none.
-            iou = pairwise_iou(gt.gt_boxes, all_anchors) * inside
-            matched, match_labels = self.anchor_matcher(iou)
+            matched, match_labels = self.match(gt, anchors, inside)
             background = match_labels == 0
             if len(gt):
                 labels_i, boxes_i = gt.gt_classes[matched], gt.gt_boxes.tensor[matched]
@@ -215,6 +218,21 @@ class Detector(nn.Module):
             labels.append(labels_i)
             boxes.append(boxes_i)
         return AnchorTargets(torch.stack(labels), boxes)
+
+    def match(self, gt: Instances, anchors: list[Boxes], inside: Tensor) -> tuple[Tensor, Tensor]:
+        """Assign the anchors of an image.
+
+        Args:
+            gt: with ``gt_boxes``.
+            anchors: of each level.
+            inside: (R,) bool, the anchors that do not lie in padding.
+
+        Returns:
+            (R,) int64, the box of each anchor, and (R,) int8 or int64: 1 where it is assigned to
+            it, 0 for background, -1 for ignored.
+        """
+        # An anchor that is ignored must not be the best one of a box, or the box has none.
+        return self.anchor_matcher(pairwise_iou(gt.gt_boxes, Boxes.cat(anchors)) * inside)
 
     def _inside(
         self, image_size: tuple[int, int], grid_sizes: list[tuple[int, int]], device: torch.device

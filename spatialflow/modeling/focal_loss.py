@@ -5,6 +5,7 @@ Legend: R anchors of all images, K thing classes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -26,9 +27,26 @@ def focal_loss_in_parts(logits: Tensor, labels: Tensor, alpha: float, gamma: flo
         labels: (R,): class, K for background, -1 for ignored.
         alpha, gamma: parameters of the focal loss.
     """
-    parts = zip(logits.split(ANCHORS_AT_A_TIME), labels.split(ANCHORS_AT_A_TIME), strict=True)
-    loss = partial(_focal_loss, alpha=alpha, gamma=gamma)
-    # Nothing but the logits is kept for the gradients.
+    return _in_parts(partial(_focal_loss, alpha=alpha, gamma=gamma), logits, labels)
+
+
+def quality_focal_loss_in_parts(
+    logits: Tensor, labels: Tensor, quality: Tensor, beta: float
+) -> Tensor:
+    """The sum of the quality focal loss (Li et al., "Generalized Focal Loss", eq. 5).
+
+    Args:
+        logits: (R, K).
+        labels: (R,): class, K for background, -1 for ignored.
+        quality: (R,), 0 to 1: what the score of the class should be.
+        beta: exponent of the distance from it.
+    """
+    return _in_parts(partial(_quality_focal_loss, beta=beta), logits, labels, quality)
+
+
+def _in_parts(loss: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+    parts = zip(*(x.split(ANCHORS_AT_A_TIME) for x in tensors), strict=True)
+    # Nothing but the arguments is kept for the gradients.
     run = partial(checkpoint, loss, use_reentrant=False, preserve_rng_state=False)
     return torch.stack([run(*part) for part in parts]).sum()
 
@@ -40,3 +58,11 @@ def _focal_loss(logits: Tensor, labels: Tensor, alpha: float, gamma: float) -> T
     return sigmoid_focal_loss(
         logits[counted], one_hot.to(logits.dtype), alpha=alpha, gamma=gamma, reduction="sum"
     )
+
+
+def _quality_focal_loss(logits: Tensor, labels: Tensor, quality: Tensor, beta: float) -> Tensor:
+    counted = labels != IGNORED
+    logits, one_hot = logits[counted], nn.functional.one_hot(labels[counted], logits.shape[1] + 1)
+    target = one_hot[:, :-1] * quality[counted, None]
+    loss = nn.functional.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    return (loss * (target - logits.sigmoid()).abs() ** beta).sum()

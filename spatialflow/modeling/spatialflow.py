@@ -23,6 +23,7 @@ from .class_layers import train_only_class_layers
 from .config_check import check_config
 from .detection import DensePredictions, Detector
 from .fused_subnets import FusedSubnetworks
+from .gfl import GFLDetector
 from .ground_truth import crowd_mask, gt_instances, target
 from .mask_head import ThingHead
 from .panoptic import HeuristicMerge, Merge
@@ -32,6 +33,9 @@ from .subnets import SubnetFeatures, Subnetworks
 
 PYRAMID = ("p3", "p4", "p5", "p6", "p7")
 """What detection sees; things and stuff see those of SEGMENTATION_FEATURES."""
+
+DETECTORS = {"RetinaNet": Detector, "GFL": GFLDetector}
+"""The values of MODEL.SPATIALFLOW.DETECTOR."""
 
 
 class DenseOutputs(NamedTuple):
@@ -103,6 +107,11 @@ class SpatialFlow(BackboneModel):
             ValueError: see :func:`check_config`; or the backbone does not give the pyramid.
         """
         check_config(cfg, cls.class_counts)
+        if cfg.MODEL.SPATIALFLOW.DETECTOR not in DETECTORS:
+            raise ValueError(
+                f"MODEL.SPATIALFLOW.DETECTOR is {cfg.MODEL.SPATIALFLOW.DETECTOR!r}; choose among "
+                f"{', '.join(DETECTORS)}."
+            )
         backbone = build_backbone(cfg)
         shapes = _pyramid_shapes(backbone, cfg.MODEL.BACKBONE.NAME)
         keys = cfg.MODEL.SPATIALFLOW
@@ -110,7 +119,9 @@ class SpatialFlow(BackboneModel):
         return {
             "backbone": backbone,
             "subnets": Subnetworks(cfg, shapes["p3"].channels),
-            "detector": Detector(cfg, list(shapes.values()), backbone.size_divisibility),
+            "detector": DETECTORS[keys.DETECTOR](
+                cfg, list(shapes.values()), backbone.size_divisibility
+            ),
             "thing_head": ThingHead(cfg, segmentation_shapes) if keys.THING_ON else None,
             "stuff_head": StuffHead(cfg, segmentation_shapes) if keys.STUFF_ON else None,
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,

@@ -61,13 +61,14 @@ def tiny_subnets(flows=FLOWS, channels=CHANNELS, std=0.1, stages=None, **kwargs)
 
 
 def tiny_detector(
+    make=Detector,
     sizes=ANCHOR_SIZES,
     ratios=(0.5, 1.0, 2.0),
     strides=ANCHOR_STRIDES,
     channels=CHANNELS,
     **kwargs,
 ) -> Detector:
-    return Detector(
+    return make(
         channels=channels,
         num_classes=THINGS,
         anchor_generator=DefaultAnchorGenerator(

@@ -350,6 +350,7 @@ def build(*opts):
         ("THING_ON", False, "STUFF_ON", False),
         ("P7_RELU", False, "ALIGN_CORNERS", True, "STUFF_RESIZE", "nearest"),
         ("BOX_FILL.ENABLED", False),
+        ("DETECTOR", "GFL", "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS", [[1.0]]),
         WITH_P2,
         (*WITH_P2, "CHECKPOINT_SUBNETS", True),
         (*WITH_P2, "FLOW_TYPE", "AttentionFlow", "DEFORM_ON", ["stuff"]),
@@ -377,6 +378,11 @@ def test_with_p2_small_things_have_their_masks_from_it():
     boxes = [Boxes(torch.tensor([[0.0, 0.0, 90.0, 60.0]]))]
     changed = [features[0] + 1, *features[1:]]
     assert not torch.equal(pooler(features, boxes), pooler(changed, boxes))
+
+
+def test_an_unknown_detector_is_refused():
+    with pytest.raises(ValueError, match="DETECTOR is 'YOLO'; choose among RetinaNet, GFL"):
+        build("MODEL.SPATIALFLOW.DETECTOR", "YOLO")
 
 
 def test_a_backbone_without_p2_is_refused():
