@@ -65,6 +65,9 @@ def add_spatialflow_config(cfg: CN) -> None:
     # Labels of the stuff head that are things, which the merge leaves out: [0], 'other', on COCO
     # (Sec. IV-B); the eight thing classes among the 19 on Cityscapes.
     cfg.MODEL.SEM_SEG_HEAD.THING_LABELS = [0]
+    # Share of an image's labelled pixels, those with the largest loss, that the stuff head learns
+    # from, as in Detectron2's DeepLab (there 0.2); 1: all, as in the papers.
+    cfg.MODEL.SEM_SEG_HEAD.LOSS_TOP_K = 1.0
     # Fill unassigned pixels with the detected boxes (Sec. IV-B, "overlap ... 0.6"). A box fills
     # when at least MIN_FREE of it is free; the authors' code has 0.5.
     cfg.MODEL.SPATIALFLOW.BOX_FILL = CN({"ENABLED": True, "MIN_FREE": 0.6})

@@ -270,6 +270,7 @@ def _segmentation_shapes(backbone: Backbone, names: Sequence[str]) -> dict[str, 
         raise ValueError(
             f"MODEL.SPATIALFLOW.SEGMENTATION_FEATURES has {missing[0]}, but the backbone gives "
             f"{', '.join(shapes)}. For p2, MODEL.FPN.IN_FEATURES (of a ResNet: and "
-            "MODEL.RESNETS.OUT_FEATURES) need the feature at stride 4, 'res2'."
+            "MODEL.RESNETS.OUT_FEATURES) need the feature at stride 4, 'res2'; of timm's models "
+            "MODEL.BACKBONE.NAME is build_timm_p2_p7_fpn_backbone then."
         )
     return {name: shapes[name] for name in names}

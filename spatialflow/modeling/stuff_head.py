@@ -32,10 +32,12 @@ class StuffHead(SemSegFPNHead):
         input_shape: shapes of the stuff features by name.
         align_corners: ``align_corners`` of every bilinear upsampling.
         resize: "bilinear" or "nearest", how scores are brought to the output size.
+        hard_pixels: the share of an image's labelled pixels that count in the loss, those with the
+            largest; 1: all.
         kwargs: arguments of Detectron2's head.
 
     Raises:
-        ValueError: another ``resize``.
+        ValueError: another ``resize``, or a share that is none.
     """
 
     @configurable
@@ -45,6 +47,7 @@ class StuffHead(SemSegFPNHead):
         *,
         align_corners: bool = False,
         resize: str = "bilinear",
+        hard_pixels: float = 1.0,
         **kwargs: Any,
     ):
         # By keyword: Detectron2 takes an OmegaConf mapping that comes first for a config.
@@ -54,6 +57,11 @@ class StuffHead(SemSegFPNHead):
             raise ValueError(
                 f"MODEL.SPATIALFLOW.STUFF_RESIZE is {resize!r}; give 'bilinear' or 'nearest'."
             )
+        if not 0 < hard_pixels <= 1:
+            raise ValueError(
+                f"MODEL.SEM_SEG_HEAD.LOSS_TOP_K is {hard_pixels}; give a share above 0, up to 1."
+            )
+        self.hard_pixels = hard_pixels
         self.align_corners = align_corners
         self.resize = resize
         for module in self.modules():
@@ -74,6 +82,7 @@ class StuffHead(SemSegFPNHead):
             "ignore_value": head.IGNORE_VALUE,
             "align_corners": cfg.MODEL.SPATIALFLOW.ALIGN_CORNERS,
             "resize": cfg.MODEL.SPATIALFLOW.STUFF_RESIZE,
+            "hard_pixels": head.LOSS_TOP_K,
         }
 
     def forward(self, features: list[Tensor]) -> Tensor:
@@ -89,13 +98,22 @@ class StuffHead(SemSegFPNHead):
     def losses(self, features: list[Tensor], targets: Tensor) -> dict[str, Tensor]:
         """``loss_sem_seg``, lambda times the mean over the pixels that have a label (eq. 6).
 
+        With hard pixels it is the mean over these, of each image those with the largest loss, as
+        DeepLab's "hard pixel mining" has them, but not of the batch: losses do not depend on how a
+        batch is split.
+
         Args:
             features: see :meth:`forward`.
             targets: (N, H, W) int64.
         """
-        loss = stuff_loss(self(features), targets, self.ignore_value)
-        labelled = mean_over_processes((targets != self.ignore_value).sum(), like=targets)
-        return {"loss_sem_seg": self.loss_weight * loss / labelled}
+        scores = self(features)
+        if self.hard_pixels < 1:
+            loss, counted = hardest_pixels(scores, targets, self.ignore_value, self.hard_pixels)
+        else:
+            loss = stuff_loss(scores, targets, self.ignore_value)
+            counted = (targets != self.ignore_value).sum()
+        number = mean_over_processes(counted, like=targets)
+        return {"loss_sem_seg": self.loss_weight * loss / number}
 
     def postprocess(
         self, scores: Tensor, image_size: tuple[int, int], output_size: tuple[int, int]
@@ -155,6 +173,24 @@ def stuff_loss(scores: Tensor, targets: Tensor, ignore_value: int) -> Tensor:
         ignore_value: target of pixels without a label.
     """
     return F.cross_entropy(scores, targets, ignore_index=ignore_value, reduction="sum")
+
+
+def hardest_pixels(
+    scores: Tensor, targets: Tensor, ignore_value: int, share: float
+) -> tuple[Tensor, Tensor]:
+    """The sum of the largest losses of each image, and how many they are.
+
+    Args:
+        scores, targets, ignore_value: see :func:`stuff_loss`.
+        share: of the pixels of an image that have a label, at least one of them.
+    """
+    losses = F.cross_entropy(scores, targets, ignore_index=ignore_value, reduction="none")
+    total, number = scores.sum() * 0, torch.zeros((), dtype=torch.int64, device=scores.device)
+    for loss, target in zip(losses, targets, strict=True):
+        labelled = loss[target != ignore_value]
+        count = math.ceil(len(labelled) * share)
+        total, number = total + labelled.topk(count).values.sum(), number + count
+    return total, number
 
 
 def _nearest(size: int, output_size: int) -> Tensor:

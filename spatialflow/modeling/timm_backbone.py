@@ -154,6 +154,15 @@ def build_timm_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
 
 
 @BACKBONE_REGISTRY.register()
+def build_timm_p2_p7_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
+    """As :func:`build_timm_fpn_backbone`, with P2 to P7 where MODEL.FPN.IN_FEATURES has "res2".
+
+    For a SpatialFlow whose things and stuff see P2, MODEL.SPATIALFLOW.SEGMENTATION_FEATURES.
+    """
+    return build_pyramid(cfg, build_hierarchical_backbone(cfg, "MODEL.FPN.IN_FEATURES"))
+
+
+@BACKBONE_REGISTRY.register()
 def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TimmBackbone:
     """Build a hierarchical model of timm without a pyramid, for MODEL.RPN.IN_FEATURES.
 

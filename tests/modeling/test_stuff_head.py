@@ -63,6 +63,29 @@ def test_stuff_loss_by_hand():
     assert loss.item() == pytest.approx(2 * 0.6931472)
 
 
+def test_hard_pixels_are_the_worst_of_each_image():
+    head, levels = tiny_stuff_head(hard_pixels=0.25, loss_weight=0.5), features()
+    targets = torch.randint(STUFF_LABELS, (2, 64, 96))
+    targets[0, 1:] = 255  # 96 labelled pixels: 24 count; of the other image 1536
+    loss = head.losses(levels, targets)["loss_sem_seg"]
+    log_p = head(levels).log_softmax(dim=1)
+    worst = []
+    for image, target in zip(log_p, targets, strict=True):
+        there = target != 255
+        of_label = -image.permute(1, 2, 0)[there].gather(1, target[there][:, None])[:, 0]
+        worst.append(of_label.sort(descending=True).values[: len(of_label) // 4])
+    assert [len(x) for x in worst] == [24, 1536]
+    torch.testing.assert_close(loss, 0.5 * torch.cat(worst).mean())
+    nothing = head.losses(levels, torch.full_like(targets, 255))["loss_sem_seg"]
+    assert nothing == 0 and nothing.requires_grad
+
+
+@pytest.mark.parametrize("share", [0, 1.5])
+def test_a_share_that_is_none_is_refused(share):
+    with pytest.raises(ValueError, match="LOSS_TOP_K"):
+        tiny_stuff_head(hard_pixels=share)
+
+
 def test_image_without_labels_gives_a_loss_of_zero_and_gradients_of_zero():
     head = tiny_stuff_head()
     loss = head.losses(features(), torch.full((2, 64, 96), 255))["loss_sem_seg"]

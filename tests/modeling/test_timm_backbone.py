@@ -57,6 +57,14 @@ def test_levels_have_the_strides_of_their_names(name, for_rcnn):
     assert {k: tuple(v.shape[-2:]) for k, v in features.items()} == sizes
 
 
+def test_p2_to_p7_for_a_model_whose_things_and_stuff_see_p2():
+    cfg = timm_config("test_efficientnet")
+    cfg.MODEL.BACKBONE.NAME = "build_timm_p2_p7_fpn_backbone"
+    cfg.MODEL.FPN.IN_FEATURES = FOR_RCNN
+    shapes = build_backbone(cfg).output_shape()
+    assert {k: s.stride for k, s in shapes.items()} == {f"p{k}": 2**k for k in range(2, 8)}
+
+
 @pytest.mark.parametrize("fmt", ["BGR", "RGB"])
 @pytest.mark.parametrize("name", [LITE0, "test_resnet", SWIN])
 @torch.no_grad()
