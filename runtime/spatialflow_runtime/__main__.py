@@ -25,8 +25,14 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--engine", choices=("onnxruntime", "openvino"))
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--precision", choices=PRECISIONS, default="float32")
-    parser.add_argument("--set", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
-                        help="another threshold of the merge, such as score_thresh 0.5")
+    parser.add_argument(
+        "--set",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("NAME", "VALUE"),
+        help="another threshold of the merge, such as score_thresh 0.5",
+    )
     return parser
 
 

@@ -47,8 +47,14 @@ def draw(model: PanopticModel, image: np.ndarray, output: Mapping[str, Any]) -> 
     for segment in segments:
         rows, columns = np.nonzero(ids == segment["id"])
         at = (float(np.median(columns)), float(np.median(rows)))
-        pen.text(at, model.category(segment)["name"], fill="white", anchor="mm", stroke_width=1,
-                 stroke_fill="black")
+        pen.text(
+            at,
+            model.category(segment)["name"],
+            fill="white",
+            anchor="mm",
+            stroke_width=1,
+            stroke_fill="black",
+        )
     return picture
 
 

@@ -30,7 +30,8 @@ class Metadata:
         resize: how a picture becomes the network's input: ``library`` ("pil" or "cv2") and either
             ``shorter`` and ``longer`` or ``height`` and ``width``; empty: not at all.
         size_divisibility: the network pads sides to multiples of it.
-        settings: thresholds of the merge by name, in the order of the input ``settings``.
+        settings: thresholds by name, in the order of the input ``settings``: that of detections,
+            then those of the merge.
         max_detections: rows of the detections.
         weights_sha256: SHA-256 of names and values of all weights.
         model: name of the meta-architecture.

@@ -26,8 +26,9 @@ class PanopticModel:
         engine: "onnxruntime" or "openvino"; None: what is installed, OpenVINO first.
         threads: of the engine; 0: as it likes.
         precision: "float32", or "bfloat16" with OpenVINO on CPUs that have it.
-        settings: thresholds of the merge other than those in the file, by name:
-            ``score_thresh``, ``overlap_thresh``, ``stuff_area_limit``, ``box_fill_min_free``.
+        settings: thresholds other than those in the file, by name: ``detection_thresh``, over
+            which detections are kept, and those of the merge, ``score_thresh``,
+            ``overlap_thresh``, ``stuff_area_limit`` and ``box_fill_min_free``.
         max_pixels: larger pictures are refused.
 
     Attributes:
@@ -97,13 +98,11 @@ class PanopticModel:
 
     def inputs(self, image: np.ndarray) -> Arrays:
         """The inputs of the file for a picture (H, W, 3) uint8 in RGB order."""
-        inputs = {
+        return {
             "image": resize(image, self.metadata.resize),
             "output_size": np.array(image.shape[:2], dtype=np.int64),
+            "settings": at_least(list(self.settings.values())),
         }
-        if self.settings:
-            inputs["settings"] = np.array(list(self.settings.values()), dtype=np.float32)
-        return inputs
 
     def segments(self, output: Mapping[str, Any]) -> list[dict[str, Any]]:
         """The segments of a result in the dataset's terms, ready for JSON.
@@ -138,6 +137,12 @@ class PanopticModel:
             return {"instances": instances, "sem_seg": outputs["stuff_scores"]}
         segments = _segments(outputs)
         return {"panoptic_seg": (outputs["panoptic"], segments), "instances": instances}
+
+
+def at_least(thresholds: list[float]) -> np.ndarray:
+    """Thresholds as float32, rounded up: what is at least 0.37 is at least the result."""
+    rounded = np.array(thresholds, dtype=np.float32)
+    return np.where(rounded < thresholds, np.nextafter(rounded, np.float32(np.inf)), rounded)
 
 
 def as_rgb(image: np.ndarray | Image.Image) -> np.ndarray:

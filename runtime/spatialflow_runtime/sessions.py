@@ -121,9 +121,7 @@ class _OpenVinoSession:
             self._own.request = self._compiled.create_infer_request()
         results = self._own.request.infer(inputs, share_inputs=True)
         # Copies: the next picture is written to the same memory.
-        return {
-            name: np.array(value) for output, value in results.items() for name in output.names
-        }
+        return {name: np.array(value) for output, value in results.items() for name in output.names}
 
 
 def _rt_info(model: Any) -> str | None:

@@ -57,9 +57,7 @@ def clip_boxes(boxes: Tensor, size: tuple[int, int]) -> Tensor:
     return torch.minimum(boxes.clamp(min=0), torch.stack([width, height] * 2))
 
 
-def level_anchors(
-    generator: DefaultAnchorGenerator, features: Sequence[Tensor]
-) -> list[Tensor]:
+def level_anchors(generator: DefaultAnchorGenerator, features: Sequence[Tensor]) -> list[Tensor]:
     """The anchors of ``generator`` on features (1, C, h, w) of each level, (h w A, 4) each."""
     anchors = []
     for base, stride, feature in zip(
@@ -79,14 +77,14 @@ def best_of_level(scores: Tensor, count: int) -> Tensor:
 
 
 def over_threshold(
-    boxes: Tensor, scores: Tensor, threshold: float, nms_thresh: float, count: int
+    boxes: Tensor, scores: Tensor, threshold: Tensor, nms_thresh: float, count: int
 ) -> Detections:
     """The detections among boxes with scores of each class.
 
     Args:
         boxes: (n, 4), the same for all classes, or (n, C, 4).
         scores: (n, C).
-        threshold: boxes are candidates for the classes with a score over it.
+        threshold: scalar; boxes are candidates for the classes with a score over it.
         nms_thresh: IoU over which NMS drops a box, class by class.
         count: K.
     """

@@ -6,10 +6,9 @@ H' x W' the size of the result, S the number of stuff labels.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten_with_path
 
@@ -17,14 +16,16 @@ from spatialflow.errors import UserError
 from spatialflow.modeling.panoptic import HeuristicMerge
 from spatialflow.modeling.panoptic_model import PanopticModel
 
-from .detections import Detections, Frame
+from .detections import Frame
 from .merge import SETTINGS, Grid, merge
 from .prepare import prepare
 from .systems import System, system_of
 
 Stop = Literal["panoptic", "masks", "dense"]
 STOPS: tuple[Stop, ...] = ("panoptic", "masks", "dense")
-INPUTS = ("padded", "input_rows", "input_columns", "rows", "columns")
+INPUTS = ("padded", "input_rows", "input_columns", "rows", "columns", "settings")
+DETECTION_THRESH = "detection_thresh"
+"""Name of the first of the settings: detections have a score over it."""
 DETECTION_OUTPUTS = ("boxes", "scores", "classes", "masks")
 PANOPTIC_OUTPUTS = ("panoptic", "segment_ids", "segment_areas")
 LABELS_AT_A_TIME = 16
@@ -43,6 +44,8 @@ class PictureGraph(nn.Module):
         UserError: the model cannot be exported.
     """
 
+    input_names = INPUTS
+
     def __init__(self, model: PanopticModel, input_format: str, stop: Stop):
         super().__init__()
         self.system = prepared_system(model)
@@ -55,11 +58,6 @@ class PictureGraph(nn.Module):
             self.merge = _heuristic_merge(model)
 
     @property
-    def input_names(self) -> list[str]:
-        """The names of the arguments of :meth:`forward` that the graph has."""
-        return [*INPUTS, *(["settings"] if self.merge else [])]
-
-    @property
     def output_names(self) -> list[str]:
         """The names of what :meth:`forward` returns."""
         if self.merge is None:
@@ -68,9 +66,10 @@ class PictureGraph(nn.Module):
 
     @property
     def settings(self) -> dict[str, float]:
-        """What the merge has for each name of the input ``settings``."""
+        """The model's own values of the input ``settings``, by name."""
         values = {} if self.merge is None else {k: getattr(self.merge, k) for k in SETTINGS}
-        return {k: float(v) for k, v in values.items() if v is not None}
+        given = {k: float(v) for k, v in values.items() if v is not None}
+        return {DETECTION_THRESH: self.system.score_thresh, **given}
 
     def forward(
         self,
@@ -79,7 +78,7 @@ class PictureGraph(nn.Module):
         input_columns: Tensor,
         rows: Tensor,
         columns: Tensor,
-        settings: Tensor | None = None,
+        settings: Tensor,
     ) -> tuple[Tensor, ...]:
         """Everything of one picture.
 
@@ -87,7 +86,7 @@ class PictureGraph(nn.Module):
             padded: (H, W, 3) uint8 in RGB order, its top left (h, w) being the picture.
             input_rows, input_columns: (h,) and (w,), whose lengths alone matter.
             rows, columns: 0 to H' - 1 and 0 to W' - 1, int64.
-            settings: see :func:`spatialflow.export.merge.merge`; None with ``stop`` "masks".
+            settings: the threshold of detections, then with ``stop`` "panoptic" those of the merge.
 
         Returns:
             :attr:`output_names`: ``panoptic`` (H', W') and the segments, see
@@ -99,17 +98,17 @@ class PictureGraph(nn.Module):
             (input_rows.shape[0], input_columns.shape[0]), (rows.shape[0], columns.shape[0])
         )
         dense = self.system.dense(self.normalise(padded, frame))
-        found = self.system.detect(dense, frame)
+        found = self.system.detect(dense, frame, settings[0])
         masks = self.system.masks(dense, found.boxes / frame.scale(), found.classes)
         found = found._replace(scores=found.scores * found.exist())
-        if self.merge is None or settings is None:
+        if self.merge is None:
             return *found, masks, self.system.stuff_scores(dense.stuff[0], frame)
         panoptic = merge(
             found,
             masks,
             self.labels(dense.stuff[0], frame),
             dense.stuff.shape[1],
-            settings,
+            settings[1:],
             Grid(rows.float(), columns.float()),
             self.merge.thing_labels,
             self.merge.box_fill_min_free is not None,
@@ -123,8 +122,7 @@ class PictureGraph(nn.Module):
             pixels = pixels.flip(0)
         pixels = (pixels - self.system.pixel_mean) / self.system.pixel_std
         rows, columns = (
-            torch.arange(n) < end
-            for n, end in zip(pixels.shape[1:], frame.input_size, strict=True)
+            torch.arange(n) < end for n, end in zip(pixels.shape[1:], frame.input_size, strict=True)
         )
         return (pixels * (rows[:, None] & columns[None]))[None]
 
@@ -188,10 +186,8 @@ def example_inputs(graph: Graph) -> tuple[Tensor, ...]:
     if isinstance(graph, DenseGraph):
         return (torch.randn(1, 3, 288, 416, generator=generator),)
     image = torch.randint(0, 256, (288, 416, 3), dtype=torch.uint8, generator=generator)
-    inputs: list[Any] = [image, *(torch.arange(n) for n in (280, 401, 350, 500))]
-    if graph.merge is not None:
-        inputs.append(torch.tensor(list(graph.settings.values())))
-    return tuple(inputs)
+    settings = torch.tensor(list(graph.settings.values()))
+    return (image, *(torch.arange(n) for n in (280, 401, 350, 500)), settings)
 
 
 def _heuristic_merge(model: PanopticModel) -> HeuristicMerge:
@@ -208,5 +204,3 @@ def _plain(path: str) -> str:
     """A path in nested tensors, such as ``.features.cls[0]``, as a name: ``features_cls_0``."""
     words = "".join(c if c.isalnum() else " " for c in path).split()
     return "_".join(words)
-
-

@@ -17,7 +17,8 @@ from .detections import Detections
 from .regions import paste
 
 SETTINGS = ("score_thresh", "overlap_thresh", "stuff_area_limit", "box_fill_min_free")
-"""Names of what the input ``settings`` of a graph holds, the last where boxes are filled."""
+"""Thresholds of :class:`spatialflow.modeling.panoptic.HeuristicMerge` in the order in which a graph
+takes them, the last where boxes are filled."""
 
 
 class Panoptic(NamedTuple):

@@ -9,7 +9,7 @@ import onnx
 import onnx.parser
 import torch
 from onnx import ModelProto
-from spatialflow_runtime.metadata import METADATA_KEY
+from spatialflow_runtime.metadata import METADATA_KEY, Metadata
 from torch.export import ExportedProgram
 
 from .graph import DenseGraph, Graph
@@ -45,16 +45,16 @@ picture (uint8[input_height, input_width, 3] image, int64[2] output_size)
 """Makes the inputs of :class:`spatialflow.export.graph.PictureGraph` from those of a file."""
 
 
-def as_onnx(program: ExportedProgram, graph: Graph, metadata: str) -> ModelProto:
+def as_onnx(program: ExportedProgram, graph: Graph, metadata: Metadata) -> ModelProto:
     """A traced graph as an ONNX model.
 
-    Its inputs are ``image`` (h, w, 3) uint8 in RGB order, ``output_size`` (2,) and, before a
-    merge, ``settings``; with ``stop`` "dense" they are those of the graph.
+    Its inputs are ``image`` (h, w, 3) uint8 in RGB order, ``output_size`` (2,) int64 and
+    ``settings``; with ``stop`` "dense" they are those of the graph.
 
     Args:
         program: the graph, traced.
         graph: the graph.
-        metadata: text that the file holds for the runtime.
+        metadata: what the file says of itself.
     """
     exported = torch.onnx.export(
         program,
@@ -89,6 +89,6 @@ def _pad_the_picture(model: ModelProto, unit: int) -> None:
         old.extend(kept)
 
 
-def _describe(model: ModelProto, metadata: str) -> None:
+def _describe(model: ModelProto, metadata: Metadata) -> None:
     entry = model.metadata_props.add()
-    entry.key, entry.value = METADATA_KEY, metadata
+    entry.key, entry.value = METADATA_KEY, metadata.as_json()

@@ -15,9 +15,10 @@ from onnxruntime.quantization import (
     QuantType,
     quantize_static,
 )
+from spatialflow_runtime.metadata import Metadata
+from spatialflow_runtime.resize import resize
 
 from spatialflow.data.mapper import read_image
-from spatialflow.inference.predictor import Predictor
 
 QUANTISED = ["Conv", "ConvTranspose", "Gemm", "MatMul"]
 """Operators, outside loops, that run in 8 bits."""
@@ -27,48 +28,36 @@ class Pictures(CalibrationDataReader):
     """The inputs of a file for pictures, as the training pipeline resizes them.
 
     Args:
-        predictor: reads and resizes.
+        metadata: of the file.
         files: pictures.
-        settings: values of the input ``settings``, or none.
     """
 
-    def __init__(self, predictor: Predictor, files: Sequence[Path], settings: list[float]):
-        self._inputs = self._read(predictor, files, settings)
+    def __init__(self, metadata: Metadata, files: Sequence[Path]):
+        self._inputs = self._read(metadata, files)
 
     def get_next(self) -> dict[str, np.ndarray] | None:
         """The inputs for the next picture; None after the last one."""
         return next(self._inputs, None)
 
     @staticmethod
-    def _read(
-        predictor: Predictor, files: Sequence[Path], settings: list[float]
-    ) -> Iterator[dict[str, np.ndarray]]:
+    def _read(metadata: Metadata, files: Sequence[Path]) -> Iterator[dict[str, np.ndarray]]:
+        settings = np.array(list(metadata.settings.values()), dtype=np.float32)
         for file in files:
-            given = predictor.model_input(read_image(str(file), "BGR"))
-            image = given["image"].permute(1, 2, 0).numpy()
-            if predictor.cfg.INPUT.FORMAT == "BGR":
-                image = image[:, :, ::-1]
-            inputs = {
-                "image": np.ascontiguousarray(image),
-                "output_size": np.array([given["height"], given["width"]]),
-            }
-            if settings:
-                inputs["settings"] = np.array(settings, dtype=np.float32)
-            yield inputs
+            image = read_image(str(file), "RGB")
+            size = np.array(image.shape[:2], dtype=np.int64)
+            resized = resize(image, metadata.resize)
+            yield {"image": resized, "output_size": size, "settings": settings}
 
 
-def quantize(
-    model: ModelProto, predictor: Predictor, files: Sequence[Path], settings: list[float]
-) -> ModelProto:
+def quantize(model: ModelProto, metadata: Metadata, files: Sequence[Path]) -> ModelProto:
     """A model whose convolutions and matrix products take 8 bits.
 
     The ranges of activations are those of the pictures; weights have a scale for each channel.
 
     Args:
         model: from :func:`spatialflow.export.onnx_file.as_onnx`.
-        predictor: the model it was made from.
+        metadata: of the model.
         files: pictures like those the model is for; some dozens are enough.
-        settings: values of the input ``settings``, or none.
     """
     with tempfile.TemporaryDirectory() as folder:
         path, quantised = Path(folder, "float.onnx"), Path(folder, "8bit.onnx")
@@ -76,7 +65,7 @@ def quantize(
         quantize_static(
             str(path),
             str(quantised),
-            Pictures(predictor, files, settings),
+            Pictures(metadata, files),
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=QUANTISED,
             per_channel=True,

@@ -9,8 +9,7 @@ from collections.abc import Sequence
 
 import torch
 from detectron2.layers import ROIAlign
-from detectron2.modeling.poolers import ROIPooler
-from detectron2.modeling.poolers import assign_boxes_to_levels
+from detectron2.modeling.poolers import ROIPooler, assign_boxes_to_levels
 from detectron2.structures import Boxes
 from torch import Tensor
 

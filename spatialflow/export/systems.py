@@ -6,7 +6,7 @@ Legend: see :mod:`.detections`; S stuff labels.
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -37,7 +37,7 @@ _SYSTEMS: dict[type[PanopticModel], type[System]] = {}
 SystemClass = TypeVar("SystemClass", bound="type[System]")
 
 
-class System(nn.Module):
+class System(nn.Module, ABC):
     """The steps of a model of one class, in tensors of fixed sizes, for one image.
 
     Args:
@@ -58,9 +58,14 @@ class System(nn.Module):
     def max_detections(self) -> int:
         """K."""
 
+    @property
     @abstractmethod
-    def detect(self, dense: Any, frame: Frame) -> Detections:
-        """The detections of the image, as many rows as :attr:`max_detections`."""
+    def score_thresh(self) -> float:
+        """The model's own threshold of detections."""
+
+    @abstractmethod
+    def detect(self, dense: Any, frame: Frame, threshold: Tensor) -> Detections:
+        """The detections with a score over a threshold, :attr:`max_detections` rows."""
 
     @abstractmethod
     def masks(self, dense: Any, boxes: Tensor, classes: Tensor) -> Tensor:
@@ -106,7 +111,12 @@ class SpatialFlowSystem(System):
         """See :class:`System`."""
         return self.model.detector.max_detections
 
-    def detect(self, dense: Any, frame: Frame) -> Detections:
+    @property
+    def score_thresh(self) -> float:
+        """See :class:`System`."""
+        return self.model.detector.score_thresh
+
+    def detect(self, dense: Any, frame: Frame, threshold: Tensor) -> Detections:
         """See :class:`System`."""
         detector = self.model.detector
         boxes, scores = [], []
@@ -120,7 +130,7 @@ class SpatialFlowSystem(System):
         return over_threshold(
             at_output,
             torch.cat(scores),
-            detector.score_thresh,
+            threshold,
             detector.nms_thresh,
             detector.max_detections,
         )
@@ -135,9 +145,7 @@ class SpatialFlowSystem(System):
         """See :class:`System`."""
         head = self.model.stuff_head
         if head.resize == "nearest":
-            rows, columns = (
-                _nearest(*sides) for sides in zip(*frame, strict=True)
-            )
+            rows, columns = (_nearest(*sides) for sides in zip(*frame, strict=True))
             return scores.index_select(1, rows).index_select(2, columns)
         return resize_scores(scores, frame, head.align_corners)
 
@@ -159,7 +167,12 @@ class PanopticFPNSystem(System):
         """See :class:`System`."""
         return self.heads.box_predictor.test_topk_per_image
 
-    def detect(self, dense: Any, frame: Frame) -> Detections:
+    @property
+    def score_thresh(self) -> float:
+        """See :class:`System`."""
+        return self.heads.box_predictor.test_score_thresh
+
+    def detect(self, dense: Any, frame: Frame, threshold: Tensor) -> Detections:
         """See :class:`System`."""
         proposals = self.proposals(dense, frame)
         features = [dense.pyramid[name] for name in self.heads.box_in_features]
@@ -173,14 +186,14 @@ class PanopticFPNSystem(System):
         found = over_threshold(
             boxes,
             logits.softmax(dim=1)[:, :-1] * is_not_empty(proposals)[:, None],
-            predictor.test_score_thresh,
+            threshold,
             predictor.test_nms_thresh,
             predictor.test_topk_per_image,
         )
         return found._replace(boxes=clip_boxes(found.boxes * frame.scale(), frame.output_size))
 
     def proposals(self, dense: Any, frame: Frame) -> Tensor:
-        """The boxes (R, 4) of the RPN at the size of the input, R of them; those left over are 0."""
+        """The R proposals (R, 4) at the size of the input; rows that hold none are 0."""
         rpn = self.rpn
         features = [dense.pyramid[name] for name in rpn.in_features]
         boxes, scores, levels = [], [], []

@@ -24,7 +24,7 @@ def trace(graph: Graph) -> ExportedProgram:
     else:
         names = ("input_height", "input_width", "height", "width")
         free = [{0: Dim(name, min=2, max=MAX_SIDE)} for name in names]
-        shapes = ({0: blocks[0], 1: blocks[1]}, *free, *([None] if graph.merge else []))
+        shapes = ({0: blocks[0], 1: blocks[1]}, *free, None)
     with torch.no_grad():
         return torch.export.export(
             graph,

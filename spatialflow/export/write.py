@@ -1,4 +1,4 @@
-"""A model into a file: the one function that the command calls."""
+"""A model into a file: the function that the command calls."""
 
 from __future__ import annotations
 
@@ -7,15 +7,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import torch
-from spatialflow_runtime.metadata import METADATA_KEY
+from detectron2.config import CfgNode
+from spatialflow_runtime.metadata import METADATA_KEY, Metadata
+from torch.export import ExportedProgram
 
+from spatialflow.data import Categories
 from spatialflow.errors import UsageError, UserError
-from spatialflow.inference.predictor import Predictor
+from spatialflow.modeling.panoptic_model import PanopticModel
 
-from .graph import Stop, build_graph
+from .graph import Graph, Stop, build_graph
 from .metadata import describe
 from .torch_export import trace
 
@@ -43,42 +45,63 @@ class Options:
     compile: bool = False
 
 
-def export(predictor: Predictor, path: Path, options: Options) -> None:
-    """Write the model of a predictor.
+@dataclass(frozen=True)
+class Traced:
+    """A graph, what ``torch.export`` made of it, and what its file says of it."""
+
+    graph: Graph
+    program: ExportedProgram
+    metadata: Metadata
+
+
+def trace_model(
+    model: PanopticModel, cfg: CfgNode, categories: Categories, stop: Stop = "panoptic"
+) -> Traced:
+    """A model up to a step, ready to be written in any format.
 
     Args:
-        predictor: config, classes and model.
-        path: the file; OpenVINO's weights get the same name with ``.bin``.
-        options: see :class:`Options`.
+        model: in evaluation mode; it is not changed.
+        cfg: its config.
+        categories: its classes.
+        stop: the last step of the graph.
 
     Raises:
-        UserError: the model or the options cannot be exported, or a package is missing.
+        UserError: the model cannot be exported.
+    """
+    graph = build_graph(model, cfg.INPUT.FORMAT, stop)
+    return Traced(graph, trace(graph), describe(cfg, categories, model, graph, stop))
+
+
+def write(traced: Traced, path: Path, options: Options) -> None:
+    """Write a file; OpenVINO's weights get the same name with ``.bin``.
+
+    Args:
+        traced: from :func:`trace_model`.
+        path: the file.
+        options: see :class:`Options`; ``stop`` is that of ``traced``.
+
+    Raises:
+        UserError: see :func:`check`.
     """
     check(path, options)
-    graph = build_graph(predictor.model, predictor.cfg.INPUT.FORMAT, options.stop)
-    metadata = describe(predictor.cfg, predictor.categories, predictor.model, graph, options.stop)
-    text = metadata.as_json()
-    program = trace(graph)
     path.parent.mkdir(parents=True, exist_ok=True)
     if options.format == "pt2":
-        _save_pt2(program, path, text, options.compile)
+        _save_pt2(traced, path, options.compile)
         return
     from . import onnx_file
 
-    model = onnx_file.as_onnx(program, graph, text)
+    model = onnx_file.as_onnx(traced.program, traced.graph, traced.metadata)
     if options.calibration:
         from .quantize import quantize
 
-        model = quantize(
-            model, predictor, options.calibration, list(graph.settings.values())
-        )
+        model = quantize(model, traced.metadata, options.calibration)
     if options.format == "onnx":
         onnx_file.save(model, path)
         return
     with tempfile.TemporaryDirectory() as folder:
         onnx_path = Path(folder, "model.onnx")
         onnx_file.save(model, onnx_path)
-        _save_openvino(onnx_path, path, text, options.half)
+        _save_openvino(onnx_path, path, traced.metadata, options.half)
 
 
 def check(path: Path, options: Options) -> None:
@@ -100,20 +123,21 @@ def check(path: Path, options: Options) -> None:
         )
 
 
-def _save_openvino(onnx_path: Path, path: Path, metadata: str, half: bool) -> None:
+def _save_openvino(onnx_path: Path, path: Path, metadata: Metadata, half: bool) -> None:
     import openvino
 
     model = openvino.convert_model(str(onnx_path))
-    model.set_rt_info(metadata, [METADATA_KEY])
+    model.set_rt_info(metadata.as_json(), [METADATA_KEY])
     openvino.save_model(model, str(path), compress_to_fp16=half)
 
 
-def _save_pt2(program: Any, path: Path, metadata: str, compile: bool) -> None:
+def _save_pt2(traced: Traced, path: Path, compile: bool) -> None:
+    metadata = {METADATA_KEY: traced.metadata.as_json()}
     if not compile:
-        torch.export.save(program, path, extra_files={METADATA_KEY: metadata})
+        torch.export.save(traced.program, path, extra_files=metadata)
         return
     torch._inductor.aoti_compile_and_package(
-        program,
+        traced.program,
         package_path=str(path),
-        inductor_configs={"aot_inductor.metadata": {METADATA_KEY: metadata}},
+        inductor_configs={"aot_inductor.metadata": metadata},
     )

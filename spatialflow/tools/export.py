@@ -8,7 +8,7 @@ from typing import get_args
 
 from spatialflow.errors import UserError
 from spatialflow.export.graph import Stop
-from spatialflow.export.write import FORMATS, Options, check, export
+from spatialflow.export.write import FORMATS, Options, check, trace_model, write
 from spatialflow.inference.predictor import Predictor
 from spatialflow.utils.command_parser import CommandParser, add_import_argument
 
@@ -63,6 +63,7 @@ def run(args: argparse.Namespace) -> None:
     predictor = Predictor(read_config(args.config_file, opts))
     if predictor.cfg.TEST.AUG.ENABLED or predictor.cfg.TEST.ENSEMBLE.MEMBERS:
         raise UserError("One model with one view can be exported; set TEST.AUG.ENABLED False.")
-    export(predictor, args.output, options)
+    model, cfg = predictor.model, predictor.cfg
+    write(trace_model(model, cfg, predictor.categories, args.stop), args.output, options)
     size = sum(f.stat().st_size for f in args.output.parent.glob(f"{args.output.stem}.*")) / 1e6
     print(f"{args.output} written, {size:.1f} MB")
