@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-import onnx
-import onnx.parser
 import torch
-from onnx import ModelProto
+from onnx import ModelProto, parser
 from spatialflow_runtime.metadata import METADATA_KEY, Metadata
 from torch.export import ExportedProgram
 
@@ -72,14 +69,9 @@ def as_onnx(program: ExportedProgram, graph: Graph, metadata: Metadata) -> Model
     return model
 
 
-def save(model: ModelProto, path: Path) -> None:
-    """Write a model, whose weights are in the same file."""
-    onnx.save(model, path)
-
-
 def _pad_the_picture(model: ModelProto, unit: int) -> None:
     """Put :data:`PADDING` before the graph of a model, in place."""
-    before = onnx.parser.parse_graph(PADDING.replace("UNIT", str(unit)))
+    before = parser.parse_graph(PADDING.replace("UNIT", str(unit)))
     made = {output.name for output in before.output}
     nodes = [*before.node, *model.graph.node]
     inputs = [*before.input, *(x for x in model.graph.input if x.name not in made)]

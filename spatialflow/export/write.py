@@ -5,8 +5,10 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from detectron2.config import CfgNode
@@ -20,6 +22,9 @@ from spatialflow.modeling.panoptic_model import PanopticModel
 from .graph import Graph, Stop, build_graph
 from .metadata import describe
 from .torch_export import trace
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
 
 FORMATS = {"onnx": ".onnx", "openvino": ".xml", "pt2": ".pt2"}
 """Formats, and what their files end in."""
@@ -52,6 +57,13 @@ class Traced:
     graph: Graph
     program: ExportedProgram
     metadata: Metadata
+
+    @cached_property
+    def onnx(self) -> ModelProto:
+        """The program as ONNX, made once: PyTorch converts a program with loops a single time."""
+        from .onnx_file import as_onnx
+
+        return as_onnx(self.program, self.graph, self.metadata)
 
 
 def trace_model(
@@ -88,19 +100,19 @@ def write(traced: Traced, path: Path, options: Options) -> None:
     if options.format == "pt2":
         _save_pt2(traced, path, options.compile)
         return
-    from . import onnx_file
+    import onnx
 
-    model = onnx_file.as_onnx(traced.program, traced.graph, traced.metadata)
+    model = traced.onnx
     if options.calibration:
         from .quantize import quantize
 
         model = quantize(model, traced.metadata, options.calibration)
     if options.format == "onnx":
-        onnx_file.save(model, path)
+        onnx.save(model, path)
         return
     with tempfile.TemporaryDirectory() as folder:
         onnx_path = Path(folder, "model.onnx")
-        onnx_file.save(model, onnx_path)
+        onnx.save(model, onnx_path)
         _save_openvino(onnx_path, path, traced.metadata, options.half)
 
 
