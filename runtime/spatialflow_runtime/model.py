@@ -194,7 +194,8 @@ def _segments(outputs: Arrays) -> list[dict[str, Any]]:
     segments = []
     for row in np.flatnonzero(ids):
         isthing = bool(row < len(scores))
-        segment = {"id": int(ids[row]), "isthing": isthing, "area": int(areas[row])}
+        segment: dict[str, Any] = {"id": int(ids[row]), "isthing": isthing}
+        segment["area"] = int(areas[row])
         if isthing:
             segment |= {"category_id": int(classes[row]), "score": float(scores[row])}
         else:

@@ -34,7 +34,7 @@ def input_size(height: int, width: int, rule: dict[str, Any]) -> tuple[int, int]
 
 def resize(image: np.ndarray, rule: dict[str, Any]) -> np.ndarray:
     """A picture (H, W, 3) uint8 as the network's input (h, w, 3) uint8."""
-    height, width = input_size(*image.shape[:2], rule)
+    height, width = input_size(image.shape[0], image.shape[1], rule)
     if (height, width) == image.shape[:2]:
         return np.ascontiguousarray(image)
     if rule["library"] == "cv2":

@@ -54,7 +54,7 @@ def parser() -> CommandParser:
 
 def run(args: argparse.Namespace) -> None:
     """Load the model, trace it, write the file."""
-    pictures = find_images(args.calibrate, args.output.parent / "none")
+    pictures = find_images(args.calibrate, args.output)
     options = Options(args.format, args.stop, args.half, pictures, args.compile)
     check(args.output, options)
     opts = ["MODEL.DEVICE", "cpu", *args.opts]

@@ -18,13 +18,17 @@ from spatialflow.export.write import Options, trace_model, write
 from .subjects import STUFF_LABELS, THINGS, BenchmarkModel
 
 KINDS = {
-    "onnxruntime": {"engine": "onnxruntime"},
-    "OpenVINO": {"engine": "openvino"},
-    "OpenVINO, bf16": {"engine": "openvino", "precision": "bfloat16"},
+    "onnxruntime": ("onnxruntime", "float32"),
+    "OpenVINO": ("openvino", "float32"),
+    "OpenVINO, bf16": ("openvino", "bfloat16"),
 }
+"""Engine and precision of a row."""
 EIGHT_BITS = "OpenVINO, 8 bits"
 CATEGORIES = Categories.from_json(
-    [{"id": i, "name": str(i), "isthing": int(i < THINGS)} for i in range(THINGS + STUFF_LABELS - 1)]
+    [
+        {"id": i, "name": str(i), "isthing": int(i < THINGS)}
+        for i in range(THINGS + STUFF_LABELS - 1)
+    ]
 )
 
 
@@ -53,6 +57,9 @@ def exported_calls(
     write(traced, path, Options())
     write(traced, small, Options(calibration=[picture]))
     threads = torch.get_num_threads()
-    models = {kind: PanopticModel(path, threads=threads, **KINDS[kind]) for kind in KINDS}
+    models = {
+        kind: PanopticModel(path, engine=engine, precision=precision, threads=threads)
+        for kind, (engine, precision) in KINDS.items()
+    }
     models[EIGHT_BITS] = PanopticModel(small, threads=threads, engine="openvino")
     return {f"{name}, {kind}": partial(model, pixels) for kind, model in models.items()}
