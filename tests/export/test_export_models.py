@@ -10,8 +10,7 @@ import onnxruntime
 import pytest
 import torch
 from builders import tiny_model, tiny_subnets
-from exported import agreement, eager, exported, noise, toy_config, traced
-from PIL import Image
+from exported import agreement, eager, exported, noise, toy_config
 from small_rcnn import rcnn_config, small_rcnn
 from spatialflow_runtime import ModelFileError, PanopticModel
 from spatialflow_runtime.resize import resize
@@ -20,7 +19,7 @@ from spatialflow.cli import run_command
 from spatialflow.errors import UsageError, UserError
 from spatialflow.export.graph import build_graph
 from spatialflow.export.onnx_file import OPSET
-from spatialflow.export.write import FORMATS, Options, check, write
+from spatialflow.export.write import FORMATS, Options, check
 from spatialflow.modeling.adapters import as_panoptic_model
 from spatialflow.modeling.panoptic import HeuristicMerge
 
@@ -131,28 +130,6 @@ def test_onnx__stop_dense__plain_operators_for_tensorrt(tmp_path):
         assert np.abs(given[name] - tensor.numpy()).max() < 1e-3, name
     with pytest.raises(ModelFileError, match="dense.onnx ends before boxes are chosen"):
         PanopticModel(path)
-
-
-def test_8_bits_and_half_precision(tmp_path):
-    model = tiny()
-    made = traced(model)
-    pictures = []
-    for i in range(2):
-        pictures.append(tmp_path / f"{i}.png")
-        Image.fromarray(noise(IMAGE, i)).save(pictures[-1])
-    write(made, tmp_path / "8.onnx", Options(calibration=pictures))
-    write(made, tmp_path / "32.xml", Options(format="openvino"))
-    write(made, tmp_path / "16.xml", Options(format="openvino", half=True))
-    sizes = {n: (tmp_path / f"{n}.bin").stat().st_size for n in (16, 32)}
-    assert sizes[16] < 0.7 * sizes[32]
-    quantised = onnx.load(tmp_path / "8.onnx")
-    assert "QuantizeLinear" in {node.op_type for node in quantised.graph.node}
-    plain = PanopticModel(tmp_path / "32.xml", threads=1)
-    wanted = plain(noise(IMAGE))["panoptic_seg"]
-    for name, engine in (("8.onnx", "onnxruntime"), ("8.onnx", "openvino"), ("16.xml", None)):
-        runtime = PanopticModel(tmp_path / name, engine=engine, threads=1)
-        assert runtime.metadata == plain.metadata
-        assert agreement(wanted, runtime(noise(IMAGE))["panoptic_seg"]) > 0.5
 
 
 def test_models_that_cannot_be_exported():

@@ -12,6 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
+import openvino
 import pytest
 import spatialflow_runtime
 import torch
@@ -27,10 +29,6 @@ from spatialflow.export.write import Options, trace_model, write
 from spatialflow.inference.predictor import Predictor
 from spatialflow.model_zoo import get_config
 from spatialflow.tools import toy
-
-pytest.importorskip("onnxscript")
-openvino = pytest.importorskip("openvino")
-pytest.importorskip("onnxruntime")
 
 RUNTIMES = {"onnxruntime": ".onnx", "openvino": ".xml"}
 SIZES = [(128, 160), (97, 131), (333, 211), (64, 500), (480, 640), (1, 1)]
@@ -59,10 +57,14 @@ def predictor(data):
 
 
 @pytest.fixture(scope="module")
-def files(predictor, tmp_path_factory):
+def traced(predictor):
+    return trace_model(predictor.model, predictor.cfg, predictor.categories)
+
+
+@pytest.fixture(scope="module")
+def files(traced, tmp_path_factory):
     """Path without ending of the model in all formats."""
     path = tmp_path_factory.mktemp("exported") / "toy"
-    traced = trace_model(predictor.model, predictor.cfg, predictor.categories)
     for name, ending in {"onnx": ".onnx", "openvino": ".xml", "pt2": ".pt2"}.items():
         write(traced, path.with_suffix(ending), Options(format=name))
     return path
@@ -147,6 +149,21 @@ def test_pq_is_that_of_the_model(model, predictor, data):
         results[name] = evaluator.evaluate()["panoptic_seg"]["PQ"]
     assert results["exported"] == pytest.approx(results["eager"], abs=0.01)
     assert results["eager"] > 50
+
+
+def test_8_bits_and_half_precision(traced, files, data, tmp_path):
+    write(traced, tmp_path / "8.onnx", Options(calibration=pictures(data)[:2]))
+    write(traced, tmp_path / "16.xml", Options(format="openvino", half=True))
+    whole = files.with_suffix(".onnx").stat().st_size
+    assert (tmp_path / "8.onnx").stat().st_size < 0.4 * whole
+    assert (tmp_path / "16.bin").stat().st_size < 0.6 * files.with_suffix(".bin").stat().st_size
+    assert "QuantizeLinear" in {n.op_type for n in onnx.load(tmp_path / "8.onnx").graph.node}
+    plain, image = PanopticModel(files.with_suffix(".xml")), picture(data)
+    wanted = plain(image)["panoptic_seg"]
+    for name, engine in (("8.onnx", "onnxruntime"), ("8.onnx", "openvino"), ("16.xml", None)):
+        model = PanopticModel(tmp_path / name, engine=engine, threads=1)
+        assert model.metadata == plain.metadata
+        assert agreement(wanted, model(image)["panoptic_seg"]) > 0.9
 
 
 def test_grey_and_transparent_pictures(model, data):

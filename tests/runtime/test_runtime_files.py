@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import numpy as np
+import onnx
 import pytest
 from detectron2.data import transforms as T
 from spatialflow_runtime import FORMAT_VERSION, Metadata, ModelFileError, PanopticModel
@@ -14,8 +15,6 @@ from spatialflow_runtime.model_file import onnx_metadata
 from spatialflow_runtime.resize import input_size, resize
 
 from spatialflow.data.mapper import RESIZE_WITH
-
-onnx = pytest.importorskip("onnx")
 
 METADATA = Metadata(
     format_version=FORMAT_VERSION,
