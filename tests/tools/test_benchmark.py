@@ -147,8 +147,8 @@ def test_training_changes_no_weight(monkeypatch):
     monkeypatch.setattr(subjects, "STUFF_LABELS", STUFF_LABELS)
     model = tiny_model()
     models = {
-        "SpatialFlow": BenchmarkModel(model, model),
-        "Panoptic FPN": BenchmarkModel(*2 * [tiny_model()]),
+        "SpatialFlow": BenchmarkModel(model, model, cfg=None),
+        "Panoptic FPN": BenchmarkModel(*2 * [tiny_model()], cfg=None),
     }
     before = [p.clone() for p in model.parameters()]
     rows = training(models, "Panoptic FPN", height=64, device="cpu", runs=2, batch_size=2)

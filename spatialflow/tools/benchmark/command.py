@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import tempfile
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ _NOT_SETTINGS = ("json_out", "markdown", "modules", "debug")
 
 EXAMPLES = """
 %(prog)s --quick
+%(prog)s --device cpu --heights 800 --exported
 %(prog)s --device cuda --json-out speed.json --markdown speed.md
 # only parameters, multiply-adds, time and memory, of the papers' systems or of others
 %(prog)s --systems
@@ -61,6 +63,11 @@ def parser() -> CommandParser:
         metavar="CONFIG",
         help="only one table, of parameters, multiply-adds, time and peak memory, of these files "
         "or names in the model zoo (default: the papers' systems with a ResNet-50)",
+    )
+    parser.add_argument(
+        "--exported",
+        action="store_true",
+        help="also the exported models, by onnxruntime and OpenVINO (minutes more a height)",
     )
     parser.add_argument("--quick", action="store_true", help="a few runs on small images")
     parser.add_argument("--runs", type=int, help="timed runs end to end (default: 50; quick: 5)")
@@ -117,7 +124,9 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     rates = measure_rates(device, args.quick)
     rows, steps = [], []
     for height in args.heights:
-        rows += end_to_end(models, baseline, height, device, args.runs)
+        with tempfile.TemporaryDirectory() as folder:
+            export_to = Path(folder) if args.exported else None
+            rows += end_to_end(models, baseline, height, device, args.runs, export_to)
         if height == args.heights[0]:
             steps = by_step(models, height, device, max(2, args.runs // 5), rates)
     height, views, trained = args.heights[0], [], []

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -33,7 +34,12 @@ BenchmarkModels = Mapping[str, BenchmarkModel]
 
 
 def end_to_end(
-    models: BenchmarkModels, baseline: str, height: int, device: str, runs: int
+    models: BenchmarkModels,
+    baseline: str,
+    height: int,
+    device: str,
+    runs: int,
+    export_to: Path | None = None,
 ) -> list[dict[str, Any]]:
     """Times from an image in host memory to its panoptic map, the models in turn.
 
@@ -45,6 +51,8 @@ def end_to_end(
         height: height of the image in pixels.
         device: device of the models.
         runs: number of timed runs of each model.
+        export_to: folder for files of the models but the baseline, which are timed too; None:
+            none are.
     """
     image = make_image(height)
     found = {name: calibrate(measured.panoptic_model, image) for name, measured in models.items()}
@@ -59,6 +67,10 @@ def end_to_end(
         for fast, model in fast_paths(name, measured, device).items() if name != baseline else ():
             add(fast, name, partial(infer, model, [image]))
     for name, measured in models.items():
+        if export_to is not None and name != baseline:
+            for exported, call in _exported(name, measured, image, export_to).items():
+                add(exported, name, call)
+    for name, measured in models.items():
         call = partial(_infer_autocast, measured.model, [image], device)
         add(f"{name}, bf16 autocast", name, call, f"{baseline}, bf16 autocast")
     times = alternate(calls, device, runs, warm_up=max(1, runs // 10))
@@ -70,6 +82,14 @@ def end_to_end(
         row |= {"frames_per_second": 1 / summary.median, "frame_rate_ratio": ratio}
         rows.append(row | {"against": baseline_of[name], **found[source_of[name]]})
     return rows
+
+
+def _exported(
+    name: str, measured: BenchmarkModel, image: dict, folder: Path
+) -> dict[str, Callable[[], Any]]:
+    from .exported import exported_calls  # there, as it needs the extra `export`
+
+    return exported_calls(name, measured, image, folder)
 
 
 def fast_paths(name: str, measured: BenchmarkModel, device: str) -> dict[str, nn.Module]:

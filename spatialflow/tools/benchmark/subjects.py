@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from detectron2.modeling.backbone.resnet import BottleneckBlock
 from detectron2.structures import BitMasks, Instances
@@ -30,10 +31,12 @@ class BenchmarkModel:
     Attributes:
         model: the model as it is run and trained, a model of Detectron2 by its own forward.
         panoptic_model: the same weights as a :class:`PanopticModel`, for single steps.
+        cfg: the config that it was built from.
     """
 
     model: nn.Module
     panoptic_model: PanopticModel
+    cfg: CfgNode
 
 
 def build(config: str, device: str) -> BenchmarkModel:
@@ -57,7 +60,7 @@ def build(config: str, device: str) -> BenchmarkModel:
             # Without trained batch norms the features would grow from block to block, beyond the
             # range of half precision.
             nn.init.constant_(module.conv3.norm.weight, 0.1)
-    return BenchmarkModel(model, as_panoptic_model(model, cfg))
+    return BenchmarkModel(model, as_panoptic_model(model, cfg), cfg)
 
 
 def make_image(height: int, seed: int = 0) -> dict:
