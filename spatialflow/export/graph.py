@@ -197,6 +197,10 @@ def _heuristic_merge(model: PanopticModel) -> HeuristicMerge:
             f"{type(model.merge).__name__}, and HeuristicMerge can. With --stop masks the file "
             "ends before the merge."
         )
+    if model.merge.rim_fill_min_prob is not None:
+        raise UserError(
+            "The fill of rims cannot be exported: set MODEL.SPATIALFLOW.RIM_FILL.ENABLED to False."
+        )
     return model.merge
 
 

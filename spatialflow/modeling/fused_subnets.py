@@ -17,6 +17,7 @@ from .subnets import (
     SubnetFeatures,
     Subnetworks,
     run_levels,
+    sources_of_coarser,
     starting_from,
 )
 from .wiring import DETECTION_TASKS, Edge
@@ -72,12 +73,12 @@ class FusedSubnetworks(nn.Module):
         for task in tasks:
             for j, stage in enumerate(getattr(self.subnets, task), start=1):
                 x = made.get(Edge(task, j - 1, task, j), features[task][-1])
+                edges = [x for x in self.subnets.edges_into[task, j] if x.source in available]
                 sources = {
                     edge.source: made.get(edge, available[edge.source][edge.source_stage])
-                    for edge in self.subnets.edges_into[task, j]
-                    if edge.source in available
+                    for edge in edges
                 }
-                x = stage(x, sources)
+                x = stage(x, sources, sources_of_coarser(edges, tasks))
                 features[task].append(x)
                 made |= self._read(_feature_name(task, j), x, tasks)
         return _Level(features, made)

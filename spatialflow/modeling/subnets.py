@@ -20,7 +20,7 @@ features of P3 there: the papers have no P2, this is our extension.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -91,18 +91,21 @@ class Stage(nn.Module):
         self.flows = nn.ModuleDict({source: flow_type(channels, channels) for source in sources})
         self.conv = conv3x3(channels, channels, norm) if conv else None
 
-    def forward(self, x: Tensor, sources: Mapping[str, Tensor]) -> Tensor:
+    def forward(
+        self, x: Tensor, sources: Mapping[str, Tensor], coarser: Collection[str] = ()
+    ) -> Tensor:
         """The feature of this stage.
 
         Args:
             x: (N, C, H_i, W_i), the feature of the stage before.
-            sources: features by task, of the same level or of the next coarser one. A flow whose
-                source is not among them, as it does not exist on this level, does not enter.
+            sources: features by task. A flow whose source is not among them, as it does not exist
+                on this level, does not enter.
+            coarser: the tasks whose features are of the next coarser level.
 
         Returns:
             (N, C, H_i, W_i).
         """
-        x = _add_flows(x, self.flows, sources)
+        x = _add_flows(x, self.flows, sources, coarser)
         return x if self.conv is None else F.relu(self.conv(x))
 
     def initialize(self, init: str) -> None:
@@ -148,11 +151,14 @@ class DeformableStage(nn.Module):
             }
         )
 
-    def forward(self, x: Tensor, sources: Mapping[str, Tensor]) -> Tensor:
+    def forward(
+        self, x: Tensor, sources: Mapping[str, Tensor], coarser: Collection[str] = ()
+    ) -> Tensor:
         """As :meth:`Stage.forward`."""
+        sources = {k: resize_like(v, x) if k in coarser else v for k, v in sources.items()}
         semantics = {k: v for k, v in sources.items() if k not in DETECTION_TASKS}
         offsets = [
-            flow(x + resize_like(sources[source], x), x)
+            flow(x + sources[source], x)
             for source, flow in self.flows.items()
             if source in DETECTION_TASKS
         ]
@@ -276,12 +282,10 @@ class Subnetworks(nn.Module):
         available = starting_from(p, coarser) | features
         for task in tasks:
             for j, stage in enumerate(getattr(self, task), start=1):
-                sources = {
-                    edge.source: available[edge.source][edge.source_stage]
-                    for edge in self.edges_into[task, j]
-                    if edge.source in available
-                }
-                features[task].append(stage(features[task][-1], sources))
+                edges = [edge for edge in self.edges_into[task, j] if edge.source in available]
+                sources = {x.source: available[x.source][x.source_stage] for x in edges}
+                x = features[task][-1]
+                features[task].append(stage(x, sources, sources_of_coarser(edges, tasks)))
         return features
 
     @property
@@ -304,6 +308,12 @@ class Subnetworks(nn.Module):
         for module in self.modules():
             if flow_init and isinstance(module, Flow):
                 module.initialize(flow_init)
+
+
+def sources_of_coarser(edges: Sequence[Edge], tasks: Collection[str]) -> set[str]:
+    """The sources of edges whose features are of the coarser level: they are none of the tasks
+    that run on this one, and not its P_i."""
+    return {edge.source for edge in edges if edge.source not in tasks and edge.source_stage}
 
 
 def starting_from(p: Tensor, coarser: StageFeatures) -> StageFeatures:
@@ -330,22 +340,22 @@ def run_levels(
     return SubnetFeatures(**features)
 
 
-def _add_flows(x: Tensor, flows: nn.ModuleDict, sources: Mapping[str, Tensor]) -> Tensor:
+def _add_flows(
+    x: Tensor,
+    flows: nn.ModuleDict,
+    sources: Mapping[str, Tensor],
+    coarser: Collection[str] = (),
+) -> Tensor:
     """``x`` and what the flows of these sources give, the last of TASKS first, as in eq. (3)."""
     if not sources:
         return x
     total = x
     for source, flow in reversed(list(flows.items())):
         if source in sources:
-            total = total + _flow_between(flow, sources[source], x)
+            assert isinstance(flow, Flow)
+            bring = flow.from_coarser if source in coarser else flow
+            total = total + bring(sources[source], x)
     return total
-
-
-def _flow_between(flow: nn.Module, source: Tensor, target: Tensor) -> Tensor:
-    """What a flow makes of a source of the target's level or of the next coarser one."""
-    assert isinstance(flow, Flow)
-    same = source.shape[-2:] == target.shape[-2:]
-    return flow(source, target) if same else flow.from_coarser(source, target)
 
 
 def _check_arguments(
