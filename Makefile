@@ -1,7 +1,10 @@
 # SpatialFlow on Detectron2. `make` lists the targets.
 
-# The Python, 3.10 to 3.12, to make .venv from; a Detectron2 that it can import is used as it is.
+# The Python, 3.11 to 3.13, to make .venv from; a Detectron2 or PyTorch that it can import is used as
+# it is.
 PYTHON ?= python3
+# A folder of wheels that `make wheels` made: install from it, without a network.
+WHEELS ?=
 # Further arguments: make test ARGS="-k merge -x", make demo ARGS="MODEL.DEVICE cuda"
 ARGS ?=
 
@@ -10,7 +13,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-street test lint format doctor clean distclean
+.PHONY: help install wheels demo demo-street test matrix lint format docs results doctor clean \
+	distclean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' $(MAKEFILE_LIST) | \
@@ -18,9 +22,12 @@ help: ## list the targets
 
 install: $(STAMP) ## make .venv with everything in it (again only when what it needs has changed)
 
-$(STAMP): pyproject.toml constraints.txt tools/install.py
-	$(PYTHON) tools/install.py --venv $(VENV)
+$(STAMP): pyproject.toml constraints.txt tools/install.py tools/pip_calls.py tools/repack.py
+	$(PYTHON) tools/install.py --venv $(VENV) $(if $(WHEELS),--wheels $(WHEELS))
 	@touch $@
+
+wheels: ## collect everything for an installation without a network in wheels/ (WHEELS=FOLDER)
+	$(PYTHON) tools/install.py --fresh --venv $(VENV) --collect $(or $(WHEELS),wheels)
 
 TOY := --config-file configs/toy/spatialflow_toy.yaml
 demo: $(STAMP) ## train on toy scenes, evaluate, write pictures (CPU, minutes)
@@ -52,6 +59,9 @@ demo-street: $(STAMP) ## train on CamVid, CAMVID=FOLDER, evaluate, write picture
 test: $(STAMP) ## run the test suite
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
+matrix: $(STAMP) ## the suite with the Pythons, numpys and PyTorches of docs/SUPPORT.md (hours)
+	$(BIN)/python tools/matrix.py $(ARGS)
+
 lint: $(STAMP) ## check style, common mistakes, types and who imports whom
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -61,6 +71,12 @@ lint: $(STAMP) ## check style, common mistakes, types and who imports whom
 format: $(STAMP) ## format the code, mend what ruff can mend
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(STAMP) ## write the reference of the Python API into build/docs
+	$(BIN)/python tools/make_docs.py build/docs
+
+results: $(STAMP) ## write the numbers of measured.json into README.md, MODEL_ZOO.md and docs
+	$(BIN)/python tools/fill_results.py
 
 doctor: $(STAMP) ## say what is installed, what is missing, and what to do about it
 	$(BIN)/spatialflow doctor

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from detectron2.config import CfgNode
 
 from spatialflow.model_zoo import get_config
-from spatialflow.model_zoo.shipped import Card, read_card, shipped_configs, shipped_weights
+from spatialflow.model_zoo.shipped import shipped_configs
 
+from .measured import of_config
 from .result import Metrics, Result
 from .results import DETECTION_RESULTS, INSTANCE_RESULTS, PANOPTIC_RESULTS
 
@@ -16,8 +17,8 @@ _SHIPPED = "weights come with the project"
 _HEAD = """\
 # Model zoo
 
-Made by `spatialflow zoo > MODEL_ZOO.md` from the configs and
-`spatialflow/tools/zoo/results.py`; change it there.
+Made by `make results` from the configs, `spatialflow/tools/zoo/results.py` (published numbers) and
+`spatialflow/tools/zoo/measured.json`; change it there.
 
 *Published* are the papers' numbers: tables and figures of the journal paper ("SpatialFlow: Bridging
 All Tasks for Panoptic Segmentation", TCSVT 2020) and, as "Report", those of the COCO 2019 challenge
@@ -103,8 +104,8 @@ def _table(results: Sequence[Result], metrics: tuple[str, ...]) -> str:
     for result in results:
         cfg = get_config(result.config)
         source = "; ".join(result.sources)
-        card = read_card(shipped_weights(result.config)) if result.config in shipped else None
-        note = "; ".join(filter(None, [result.note, _SHIPPED if card else ""]))
+        note = _SHIPPED if result.config in shipped else ""
+        note = "; ".join(filter(None, [result.note, note]))
         rows.append(
             [
                 f"[{result.config.removesuffix('.yaml')}](configs/{result.config})",
@@ -112,15 +113,11 @@ def _table(results: Sequence[Result], metrics: tuple[str, ...]) -> str:
                 describe_training(cfg),
                 result.split,
                 _numbers(result.published),
-                _numbers(_of_card(card) if card else result.measured),
+                _numbers(of_config(result.config)),
                 f"{source} ({note})" if source and note else source or note,
             ]
         )
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
-
-
-def _of_card(card: Card) -> Metrics:
-    return card.results["PQ"], card.results["PQ_th"], card.results["PQ_st"]
 
 
 def _numbers(metrics: Metrics | None) -> str:
