@@ -16,6 +16,8 @@ from pathlib import Path
 import pip_calls
 import pytest
 import repack
+import torch
+from detectron2.structures import ImageList
 
 from spatialflow.tools import doctor
 
@@ -139,6 +141,17 @@ def test_installed_package_is_the_repacked_one(package):
     assert package.numpy[1] in distribution.requires
     for edit in package.edits:
         assert distribution.locate_file(edit.file).read_text().count(edit.after) == 1
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_installed_detectron2__padding_can_be_exported(strict):
+    class Pad(torch.nn.Module):
+        def forward(self, image):
+            return ImageList.from_tensors([image], 32).tensor
+
+    image = torch.randn(3, 24, 40)
+    exported = torch.export.export(Pad(), (image,), strict=strict).module()
+    assert torch.equal(exported(image), Pad()(image))
 
 
 @pytest.fixture
