@@ -68,8 +68,8 @@ _NUMPY_2 = Edit(
 )
 
 # Upstream's commit 31bebdea: torch.export cannot see that padding to the next multiple is never
-# negative, and refuses to trace F.pad without being told. (65184fc0, another change of July 2024 for
-# torch.export, is not here: only its description could be read, not its lines.)
+# negative, and refuses to trace F.pad without being told. 65184fc0, another change of July 2024 for
+# torch.export, is not here: only its description could be read, not its lines.
 _PADDING = Edit(
     "detectron2/structures/image_list.py",
     """\
