@@ -7,13 +7,12 @@ from collections.abc import Sequence
 from detectron2.config import CfgNode
 
 from spatialflow.model_zoo import get_config
-from spatialflow.model_zoo.shipped import shipped_configs
+from spatialflow.model_zoo.shipped import read_card, shipped_configs, shipped_weights
 
-from .measured import of_config
-from .result import Metrics, Result
+from .measured import numbers, of_config
+from .result import Result
 from .results import DETECTION_RESULTS, INSTANCE_RESULTS, PANOPTIC_RESULTS
 
-_SHIPPED = "weights come with the project"
 _HEAD = """\
 # Model zoo
 
@@ -24,8 +23,9 @@ Made by `make results` from the configs, `spatialflow/tools/zoo/results.py` (pub
 All Tasks for Panoptic Segmentation", TCSVT 2020) and, as "Report", those of the COCO 2019 challenge
 report; for the released weights they are from the README of the authors' code. The other systems'
 are from their own papers. *Measured* are this project's, with the config as it is; "-" is not
-measured. Where weights come with the project, it is measured with them, and
-`get(..., trained=True)` has them. Training is iterations x batch size, at the shorter side in
+measured. *Weights* are those that come with the project, with their licence: they are what was
+measured there, and `get(..., trained=True)` has them. The code is under Apache 2.0; the licences of
+the data are in [datasets/README.md](datasets/README.md). Training is iterations x batch size, at the shorter side in
 pixels.
 
 ```python
@@ -67,6 +67,10 @@ def render() -> str:
     return "\n".join(sections)
 
 
+def _weights(config: str) -> str:
+    return f"included: {read_card(shipped_weights(config)).licences['weights']}"
+
+
 def describe_backbone(cfg: CfgNode) -> str:
     """A ResNet in the papers' short form, R-50 or X-101-64x4d-DCN-SyncBN, or timm's name.
 
@@ -98,27 +102,32 @@ def describe_training(cfg: CfgNode) -> str:
 
 def _table(results: Sequence[Result], metrics: tuple[str, ...]) -> str:
     published = f"published {' / '.join(metrics)}"
-    headers = ["config", "backbone", "training", "split", published, "measured", "source"]
+    headers = [
+        "config",
+        "backbone",
+        "training",
+        "split",
+        published,
+        "measured",
+        "weights",
+        "source",
+    ]
     rows = [headers, ["---"] * len(headers)]
     shipped = shipped_configs()
     for result in results:
         cfg = get_config(result.config)
         source = "; ".join(result.sources)
-        note = _SHIPPED if result.config in shipped else ""
-        note = "; ".join(filter(None, [result.note, note]))
+        note = result.note
         rows.append(
             [
                 f"[{result.config.removesuffix('.yaml')}](configs/{result.config})",
                 describe_backbone(cfg),
                 describe_training(cfg),
                 result.split,
-                _numbers(result.published),
-                _numbers(of_config(result.config)),
+                numbers(result.published),
+                numbers(of_config(result.config)),
+                _weights(result.config) if result.config in shipped else "-",
                 f"{source} ({note})" if source and note else source or note,
             ]
         )
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
-
-
-def _numbers(metrics: Metrics | None) -> str:
-    return "-" if metrics is None else " / ".join(f"{value:.1f}" for value in metrics)

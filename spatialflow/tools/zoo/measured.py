@@ -6,7 +6,8 @@ show tables and single numbers of it between markers, which :func:`fill` writes:
     <!-- results: NAME -->                     a table, to the next <!-- end -->
     <!-- =NAME::ROW::COLUMN -->84.0<!-- /= -->  one cell; "::.1f" behind it rounds
 
-ROW is a row's first cell. ``shipped`` is a table that the cards of the shipped weights make.
+ROW is a row's first cell. The tables of ``COMPUTED`` are made from these numbers, the cards of the
+weights that come with the project, and the published numbers.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from typing import TypedDict
 from spatialflow.model_zoo.shipped import read_card, shipped_configs, shipped_weights
 from spatialflow.utils.files import atomic_write
 
-from .result import Metrics
+from .result import CITYSCAPES_VAL, COCO_VAL, Metrics
+from .results import PANOPTIC_RESULTS
 
 FILE = Path(__file__).with_name("measured.json")
 BLOCK = re.compile(r"<!-- results: (\S+) -->\n(.*?)<!-- end -->", re.S)
@@ -46,7 +48,7 @@ def _content() -> Mapping:
 
 def tables() -> Tables:
     """All tables by name."""
-    return {**_content()["tables"], "shipped": _shipped()}
+    return {**_content()["tables"], **{name: make() for name, make in COMPUTED.items()}}
 
 
 def of_config(config: str) -> Metrics | None:
@@ -71,7 +73,7 @@ def lookup(reference: str) -> str:
     """
     name, row, column, *format_spec = reference.split("::")
     try:
-        table = tables()[name]
+        table = COMPUTED[name]() if name in COMPUTED else _content()["tables"][name]
         cells = next(r for r in table["rows"] if r[0] == row)
         cell = cells[table["columns"].index(column)]
     except (KeyError, StopIteration, ValueError) as e:
@@ -131,3 +133,31 @@ def _shipped() -> Table:
         results = read_card(shipped_weights(config)).results
         rows.append([config, *(str(results[key]) for key in ("PQ", "PQ_th", "PQ_st"))])
     return {"columns": ["config", "PQ", "PQ Th", "PQ St"], "align": ["---"] * 4, "rows": rows}
+
+
+def _headline() -> Table:
+    """Measured next to published, of the configs that README.md shows."""
+    listed = {(r.config, r.split): r for group in PANOPTIC_RESULTS.values() for r in group}
+    columns = ["config", "data", "measured PQ / things / stuff", "published"]
+    rows = []
+    for config, split in HEADLINE:
+        result, measured = listed[config, split], of_config(config)
+        cells = (numbers(measured) if measured else "not measured", numbers(result.published))
+        rows.append([config.removesuffix(".yaml"), split, *cells])
+    return {"columns": columns, "align": ["---", "---", "---:", "---:"], "rows": rows}
+
+
+def numbers(metrics: Metrics | None) -> str:
+    """Metrics as the tables have them; "-" for None."""
+    return "-" if metrics is None else " / ".join(f"{value:.1f}" for value in metrics)
+
+
+HEADLINE = (
+    ("toy/spatialflow_toy.yaml", "toy val"),
+    ("toy/spatialflow_toy_lite0.yaml", "toy val"),
+    ("camvid/spatialflow_lite0.yaml", "CamVid val"),
+    ("COCO/spatialflow_R_50_20e.yaml", COCO_VAL),
+    ("released/spatialflow_R_50_20e.yaml", COCO_VAL),
+    ("Cityscapes/spatialflow_R_50.yaml", CITYSCAPES_VAL),
+)
+COMPUTED = {"shipped": _shipped, "measured_next_to_published": _headline}
