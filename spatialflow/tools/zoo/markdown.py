@@ -25,8 +25,8 @@ report; for the released weights they are from the README of the authors' code. 
 are from their own papers. *Measured* are this project's, with the config as it is; "-" is not
 measured. *Weights* are those that come with the project, with their licence: they are what was
 measured there, and `get(..., trained=True)` has them. The code is under Apache 2.0; the licences of
-the data are in [datasets/README.md](datasets/README.md). Training is iterations x batch size, at the shorter side in
-pixels.
+the data are in [datasets/README.md](datasets/README.md). Training is iterations x batch size, at
+the shorter side in pixels.
 
 ```python
 from spatialflow import model_zoo
