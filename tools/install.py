@@ -25,8 +25,8 @@ from importlib.metadata import distributions
 from importlib.util import find_spec
 from pathlib import Path
 
-from pip_calls import ROOT, Pip, pip_failed, run, say
-from repack import DETECTRON2, LOCAL, PANOPTICAPI, Package, repack
+from pip_calls import ROOT, Pip, run, say
+from repack import DETECTRON2, LOCAL, PANOPTICAPI, Package, fetch
 
 OLDEST, NEWEST = (3, 11), (3, 13)
 """The first and the last Python that everything has wheels for."""
@@ -247,24 +247,6 @@ def freeze(folders: Sequence[str]) -> dict[str, str]:
         if name and re.fullmatch(r"\d[\w.+!]*", found.version or ""):
             pins.setdefault(re.sub(r"[-_.]+", "-", name).lower(), found.version)
     return pins
-
-
-def fetch(python: Path, package: Package, folder: Path) -> Path:
-    """Download a package of PyPI into `folder`, check it and repack it.
-
-    Returns:
-        The path of the repacked wheel.
-    """
-    say(f"Fetching {package.requirement}")
-    to = ["--no-deps", "--only-binary=:all:", "--dest", folder]
-    command = [python, "-m", "pip", "download", *to, *package.tag, package.requirement]
-    run(command, pip_failed(package.name))
-    (wheel,) = folder.glob(f"{package.name.replace('-', '_')}-*.whl")
-
-    def run_wheel(*args: str | Path) -> None:
-        run([python, "-m", "wheel", *args], f"Cannot repack {wheel.name}.")
-
-    return repack(package, wheel, folder, run_wheel)
 
 
 if __name__ == "__main__":

@@ -5,18 +5,25 @@ wheel only, and panopticapi. Each is downloaded, compared with the hash of the f
 changed by the edits below and packed again under a local version (0.7.2+spatialflow1), so that
 `pip list` tells it from the published file and `pip check` reads what it really needs.
 
-Needs nothing but the standard library, and `wheel` in the Python that packs.
+    python tools/repack.py wheels
+
+writes both into a folder, for any environment: `pip install wheels/*.whl`. Needs
+nothing but the standard library, and pip and `wheel` in the Python that runs it.
 """
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import re
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
+
+from pip_calls import pip_failed, run, say
 
 LOCAL = "spatialflow1"
 """The local version label; count it up when an edit changes, so that it is installed again."""
@@ -183,3 +190,36 @@ def rewrite_metadata(package: Package, content: Path, wheel: str) -> None:
 def _substitute(file: Path, pattern: str, replacement: str) -> None:
     """Replace what matches `pattern`, line by line."""
     file.write_text(re.sub(pattern, replacement, file.read_text(), flags=re.MULTILINE))
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("output", type=Path, help="folder to write the wheels to")
+    output = parser.parse_args().output
+    output.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        for package in (DETECTRON2, PANOPTICAPI):
+            shutil.copy(fetch(Path(sys.executable), package, Path(folder)), output)
+
+
+def fetch(python: Path, package: Package, folder: Path) -> Path:
+    """Download a package of PyPI into `folder`, check it and repack it.
+
+    Returns:
+        The path of the repacked wheel.
+    """
+    say(f"Fetching {package.requirement}")
+    to = ["--no-deps", "--only-binary=:all:", "--dest", folder]
+    command = [python, "-m", "pip", "download", *to, *package.tag, package.requirement]
+    run(command, pip_failed(package.name))
+    (wheel,) = folder.glob(f"{package.name.replace('-', '_')}-*.whl")
+
+    def run_wheel(*args: str | Path) -> None:
+        run([python, "-m", "wheel", *args], f"Cannot repack {wheel.name}.")
+
+    return repack(package, wheel, folder, run_wheel)
+
+
+if __name__ == "__main__":
+    main()
