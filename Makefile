@@ -41,6 +41,8 @@ demo: ## install, train on toy scenes, evaluate, write pictures (CPU, minutes)
 	@echo "The pictures are in output/toy/pictures. What next:"
 	@echo "  source $(BIN)/activate"
 	@echo "  spatialflow demo --input street.jpg --output drawn    segment a picture of your own"
+	@echo "  spatialflow train $(TOY) --eval-only \\"
+	@echo "      MODEL.WEIGHTS output/toy/model_final.pth TEST.SAVE_PREDICTIONS True"
 	@echo "  spatialflow report output/toy                         see where PQ was lost"
 	@echo "  notebooks/own_data.ipynb, README.md                   train on your data"
 
