@@ -79,6 +79,7 @@ def rgb_of_ids(ids: np.ndarray) -> np.ndarray:
     Returns:
         (H, W, 3) uint8 in RGB order.
     """
+    ids = ids.astype(np.int32, copy=False)  # numpy 2 keeps small types, which 256 is too large for
     return np.stack([ids % 256, ids // 256 % 256, ids // 65536], axis=-1).astype(np.uint8)
 
 

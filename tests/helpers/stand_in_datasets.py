@@ -18,7 +18,7 @@ from recordings import COCO_SAMPLE
 from spatialflow.model_zoo.shipped import read_card, shipped_weights
 
 CAMVID_SIZE = 360, 480
-_SKY, _BUILDING, _POLE, _ROAD, _PAVEMENT = 1, 2, 3, 4, 5
+_SKY, _BUILDING, _POLE, _ROAD, _PAVEMENT, _TREE, _SIGN, _FENCE = range(1, 9)
 _CAR, _PEDESTRIAN, _BICYCLIST = 9, 10, 11
 
 
@@ -42,15 +42,15 @@ def write_coco_sample(root: Path) -> Path:
 def write_camvid(root: Path, train: int = 6, val: int = 4) -> Path:
     """Scenes with CamVid's classes in COCO panoptic format; returns ``root``."""
     categories = read_card(shipped_weights("camvid/spatialflow_lite0.yaml")).categories
-    for split, number, prefix in (
-        ("train", train, "0006R0_f00930"),
-        ("val", val, "0016E5_0795"),
+    for split, number, prefix, first in (
+        ("train", train, "0006R0_f0", 930),
+        ("val", val, "0016E5_0", 7959),
     ):
         (root / split).mkdir(parents=True)
         (root / f"panoptic_{split}").mkdir()
         content = {"images": [], "annotations": [], "categories": categories}
         for i in range(number):
-            _add_scene(root, split, f"{prefix}{i + 9 if split == 'val' else i}", i, content)
+            _add_scene(root, split, f"{prefix}{first + i}", i, content)
         (root / f"panoptic_{split}.json").write_text(json.dumps(content))
     return root
 
@@ -61,8 +61,9 @@ def _add_scene(root: Path, split: str, stem: str, number: int, content: dict) ->
     height, width = CAMVID_SIZE
     ids = np.full(CAMVID_SIZE, _SKY, np.int64)
     ids[120:220], ids[220:], ids[300:] = _BUILDING, _PAVEMENT, _ROAD
-    ids[40:260, 100:104] = _POLE
-    classes = {i: i for i in (_SKY, _BUILDING, _PAVEMENT, _ROAD, _POLE)}
+    ids[80:220, 300:], ids[180:220, 360:], ids[60:80, 92:112] = _TREE, _FENCE, _SIGN
+    ids[80:260, 100:104] = _POLE
+    classes = {i: i for i in range(_SKY, _FENCE + 1)}
     things = (_CAR, _CAR, _PEDESTRIAN, _BICYCLIST)[: 2 + number % 3]
     for i, category in enumerate(things):
         y, x = int(rng.integers(200, 290)), 120 + 85 * i + int(rng.integers(0, 20))
