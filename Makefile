@@ -1,7 +1,10 @@
 # SpatialFlow on Detectron2. `make` lists the targets.
 
-# The Python, 3.10 to 3.12, to make .venv from; a Detectron2 that it can import is used as it is.
+# The Python, 3.11 to 3.13, to make .venv from; a Detectron2 or PyTorch that it can import is used as
+# it is.
 PYTHON ?= python3
+# A folder of wheels that `make wheels` made: install from it, without a network.
+WHEELS ?=
 # Further arguments: make test ARGS="-k merge -x", make demo ARGS="MODEL.DEVICE cuda"
 ARGS ?=
 
@@ -10,7 +13,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-street test lint format doctor clean distclean
+.PHONY: help install wheels demo demo-street test matrix lint format docs results doctor clean \
+	distclean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' $(MAKEFILE_LIST) | \
@@ -18,16 +22,29 @@ help: ## list the targets
 
 install: $(STAMP) ## make .venv with everything in it (again only when what it needs has changed)
 
-$(STAMP): pyproject.toml constraints.txt tools/install.py
-	$(PYTHON) tools/install.py --venv $(VENV)
+$(STAMP): pyproject.toml constraints.txt tools/install.py tools/pip_calls.py tools/repack.py
+	$(PYTHON) tools/install.py --venv $(VENV) $(if $(WHEELS),--wheels $(WHEELS))
 	@touch $@
 
+wheels: ## collect everything for an installation without a network in wheels/ (WHEELS=FOLDER)
+	$(PYTHON) tools/install.py --fresh --venv $(VENV) --collect $(or $(WHEELS),wheels)
+
 TOY := --config-file configs/toy/spatialflow_toy.yaml
-demo: $(STAMP) ## train on toy scenes, evaluate, write pictures (CPU, minutes)
+demo: ## install, train on toy scenes, evaluate, write pictures (CPU, minutes)
+	@test -f $(STAMP) || echo "make demo installs first: 3.3 GB to download, 6 GB of disk in $(VENV)."
+	@echo "Training takes 5 to 10 minutes on two cores, and 1.5 GB of memory."
+	@$(MAKE) --no-print-directory install
 	$(BIN)/spatialflow toy
 	$(BIN)/spatialflow train $(TOY) $(ARGS)
 	$(BIN)/spatialflow draw $(TOY) --output output/toy/pictures \
 		--opts MODEL.WEIGHTS output/toy/model_final.pth
+	@echo "The pictures are in output/toy/pictures. What next:"
+	@echo "  source $(BIN)/activate"
+	@echo "  spatialflow demo --input street.jpg --output drawn    segment a picture of your own"
+	@echo "  spatialflow train $(TOY) --eval-only \\"
+	@echo "      MODEL.WEIGHTS output/toy/model_final.pth TEST.SAVE_PREDICTIONS True"
+	@echo "  spatialflow report output/toy                         see where PQ was lost"
+	@echo "  notebooks/own_data.ipynb, README.md                   train on your data"
 
 # CAMVID: CamVid in one of its two public layouts, or in COCO panoptic format, which has this JSON.
 CAMVID ?=
@@ -52,6 +69,9 @@ demo-street: $(STAMP) ## train on CamVid, CAMVID=FOLDER, evaluate, write picture
 test: $(STAMP) ## run the test suite
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
+matrix: $(STAMP) ## the suite with the Pythons, numpys and PyTorches of docs/SUPPORT.md (hours)
+	$(BIN)/python tools/matrix.py $(ARGS)
+
 lint: $(STAMP) ## check style, common mistakes, types and who imports whom
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -61,6 +81,12 @@ lint: $(STAMP) ## check style, common mistakes, types and who imports whom
 format: $(STAMP) ## format the code, mend what ruff can mend
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(STAMP) ## write the reference of the Python API into build/docs
+	$(BIN)/python tools/make_docs.py build/docs
+
+results: $(STAMP) ## write the numbers of measured.json into README.md, MODEL_ZOO.md and docs
+	$(BIN)/python tools/fill_results.py
 
 doctor: $(STAMP) ## say what is installed, what is missing, and what to do about it
 	$(BIN)/spatialflow doctor

@@ -15,8 +15,21 @@ import numpy as np
 import pytest
 import torch
 
-SAMPLES = Path(__file__).resolve().parents[2] / "shared" / "data"
-"""Real images with panoptic ground truth that may lie beside the repository."""
+ROOT = Path(__file__).resolve().parents[1]
+SAMPLES = Path(os.environ.get("SPATIALFLOW_SAMPLES", ROOT.parent / "shared" / "data"))
+"""Real datasets, which may lie beside the repository, instead of those that stand in for them."""
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what needs recordings that only another SPATIALFLOW_GOLDEN has."""
+    from golden import is_recorded
+
+    def lacks_recording(item: pytest.Item) -> bool:
+        return any(not is_recorded(m.args[0]) for m in item.iter_markers("recording"))
+
+    if left_out := [item for item in items if lacks_recording(item)]:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -31,23 +44,31 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
-def _sample(name: str) -> Path:
-    folder = SAMPLES / name
-    if not folder.is_dir():
-        pytest.skip(f"sample data {name} not found")
-    return folder
+@pytest.fixture(scope="session")
+def coco_sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """COCO's two sample images, laid out as below DETECTRON2_DATASETS; else plain pictures."""
+    from stand_in_datasets import write_coco_sample
+
+    real = SAMPLES / "coco_sample"
+    return real if real.is_dir() else write_coco_sample(tmp_path_factory.mktemp("coco_sample"))
 
 
 @pytest.fixture(scope="session")
-def coco_sample() -> Path:
-    """Two COCO images, laid out as below DETECTRON2_DATASETS; skips where they are absent."""
-    return _sample("coco_sample")
+def camvid(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """CamVid in COCO panoptic format; else drawn scenes with its classes."""
+    from stand_in_datasets import write_camvid
+
+    real = SAMPLES / "camvid_panoptic"
+    return real if real.is_dir() else write_camvid(tmp_path_factory.mktemp("camvid_panoptic"))
 
 
 @pytest.fixture(scope="session")
-def camvid() -> Path:
+def real_camvid() -> Path:
     """CamVid in COCO panoptic format; skips where it is absent."""
-    return _sample("camvid_panoptic")
+    folder = SAMPLES / "camvid_panoptic"
+    if not folder.is_dir():
+        pytest.skip("the optional dataset CamVid: SPATIALFLOW_SAMPLES has no camvid_panoptic")
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -37,7 +37,7 @@ from tiny_runs import CONFIG, tiny_config, tiny_overrides
 from spatialflow import model_zoo
 from spatialflow.modeling.panoptic import HeuristicMerge
 
-README = Path(__file__).resolve().parents[1] / "README.md"
+GUIDE = Path(__file__).resolve().parents[1] / "docs" / "GUIDE.md"
 LAZY = "lazy/spatialflow_toy.py"
 YAML = "toy/spatialflow_toy.yaml"
 
@@ -200,8 +200,8 @@ def test_lazy_config__model_of_the_yaml_config():
 
 @pytest.fixture(scope="module")
 def script(toy_datasets, tmp_path_factory):
-    """What README's script leaves behind, on few scenes and for few iterations."""
-    code = re.search(r"own Detectron2 script\n.*?```python\n(.*?)```", README.read_text(), re.S)[1]
+    """What the guide's script leaves behind, on few scenes and for few iterations."""
+    code = re.search(r"own Detectron2 script\n.*?```python\n(.*?)```", GUIDE.read_text(), re.S)[1]
     folder = tmp_path_factory.mktemp("script")
     overrides = [*tiny_overrides(toy_datasets, folder, 2), "SOLVER.STEPS", "()"]
     small = f"cfg.merge_from_list({overrides!r})\nprepare_datasets(cfg)"

@@ -5,12 +5,21 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import os
+import re
 import subprocess
 import sys
+import tomllib
 import zipfile
+from importlib.metadata import distributions
 from pathlib import Path
 
+import pip_calls
 import pytest
+import repack
+import torch
+from detectron2.structures import ImageList
+
+from spatialflow.tools import doctor
 
 ROOT = Path(__file__).resolve().parent.parent
 CALL_INSTALLER = f"import sys; sys.path.insert(0, {str(ROOT / 'tools')!r}); import install; "
@@ -33,6 +42,10 @@ def run_python(python: Path | str, code: str) -> str:
     ).stdout
 
 
+EDITED = {edit.file: f"# before\n{edit.before}# after\n" for edit in repack.DETECTRON2.edits}
+"""The lines of the published Detectron2 that are changed, alone in their files."""
+
+
 @pytest.fixture
 def published_wheel(tmp_path) -> Path:
     """A small wheel with everything that is odd about the published one."""
@@ -40,10 +53,11 @@ def published_wheel(tmp_path) -> Path:
     files = {
         "detectron2/__init__.py": "__version__ = '0.7.2'\n",
         "detectron2/_C.cpython-310-x86_64-linux-gnu.so": "machine code",
-        "detectron2/layers/__init__.py": "",
+        **EDITED,
         "tools/__init__.py": "",
         "sal_detectron2-0.7.2.dist-info/METADATA": (
             "Metadata-Version: 2.1\nName: sal-detectron2\nVersion: 0.7.2\n"
+            "Requires-Dist: yacs>=0.1.8\nRequires-Dist: numpy<2\n"
         ),
         "sal_detectron2-0.7.2.dist-info/WHEEL": (
             "Wheel-Version: 1.0\nGenerator: by hand\nRoot-Is-Purelib: false\nTag: cp310-none-any\n"
@@ -54,24 +68,33 @@ def published_wheel(tmp_path) -> Path:
     for name, text in files.items():
         (content / name).parent.mkdir(parents=True, exist_ok=True)
         (content / name).write_text(text)
-    subprocess.run(
-        [sys.executable, "-m", "wheel", "pack", content, "-d", tmp_path],
-        check=True,
-        capture_output=True,
-    )
+    run_wheel("pack", content, "-d", tmp_path)
     return tmp_path / "sal_detectron2-0.7.2-cp310-none-any.whl"
 
 
-def test_repack_detectron2__any_python_can_install_it(install, published_wheel, tmp_path):
-    digest = hashlib.sha256(published_wheel.read_bytes()).hexdigest()
-    packed = install.repack_detectron2(Path(sys.executable), published_wheel, tmp_path, digest)
-    assert packed.name == "sal_detectron2-0.7.2-py3-none-any.whl"
-    info = "sal_detectron2-0.7.2.dist-info/"
+def run_wheel(*args) -> None:
+    subprocess.run([sys.executable, "-m", "wheel", *args], check=True, capture_output=True)
+
+
+def repacked(wheel: Path, folder: Path, package=repack.DETECTRON2) -> Path:
+    """The wheel repacked as if it were the published one."""
+    digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    return repack.repack(package._replace(sha256=digest), wheel, folder, run_wheel)
+
+
+def test_repack__any_python_can_install_it(published_wheel, tmp_path):
+    packed = repacked(published_wheel, tmp_path)
+    version = f"0.7.2+{repack.LOCAL}"
+    assert packed.name == f"sal_detectron2-{version}-py3-none-any.whl"
+    info = f"sal_detectron2-{version}.dist-info/"
     with zipfile.ZipFile(packed) as archive:
         modules = {name for name in archive.namelist() if not name.startswith(info)}
-        assert modules == {"detectron2/__init__.py", "detectron2/layers/__init__.py"}
+        assert modules == {"detectron2/__init__.py", *EDITED}
         assert "_C" not in archive.read(info + "RECORD").decode()
         assert archive.read(info + "top_level.txt") == b"detectron2\n"
+        metadata = archive.read(info + "METADATA").decode()
+        assert f"\nVersion: {version}\n" in metadata
+        assert "\nRequires-Dist: numpy\n" in metadata and "numpy<2" not in metadata
 
     site = tmp_path / "site"
     pip = [sys.executable, "-m", "pip", "install", "--no-index", "--no-deps", "--target", site]
@@ -82,11 +105,53 @@ def test_repack_detectron2__any_python_can_install_it(install, published_wheel, 
     )
 
 
-def test_repack_detectron2__another_file__refused(install, published_wheel, tmp_path):
+@pytest.mark.parametrize("edit", repack.DETECTRON2.edits, ids=lambda edit: Path(edit.file).stem)
+def test_repack__edit_replaces_its_lines_once(published_wheel, tmp_path, edit):
+    with zipfile.ZipFile(repacked(published_wheel, tmp_path)) as archive:
+        text = archive.read(edit.file).decode()
+    assert text == f"# before\n{edit.after}# after\n"
+
+
+@pytest.mark.parametrize("times", [0, 2])
+def test_repack__lines_not_there_or_not_once__refused(tmp_path, times):
+    edit = repack.DETECTRON2.edits[0]
+    file = tmp_path / edit.file
+    file.parent.mkdir(parents=True)
+    file.write_text(edit.before * times)
+    with pytest.raises(
+        SystemExit, match=r"mask_ops.py of a.whl lacks the lines .*or has them more"
+    ):
+        repack.apply(edit, tmp_path, "a.whl")
+    assert file.read_text() == edit.before * times
+
+
+def test_repack__another_file__refused(published_wheel, tmp_path):
     with pytest.raises(SystemExit, match=r"cp310-none-any.whl is not the file that was tested"):
-        install.repack_detectron2(
-            Path(sys.executable), published_wheel, tmp_path, install.DETECTRON2_SHA256
-        )
+        repack.repack(repack.DETECTRON2, published_wheel, tmp_path, run_wheel)
+
+
+@pytest.mark.parametrize("package", [repack.DETECTRON2, repack.PANOPTICAPI], ids=lambda p: p.name)
+def test_installed_package_is_the_repacked_one(package):
+    """What the installer put here has the edits, and its metadata says so."""
+    found = {re.sub(r"[-_.]+", "-", d.metadata["Name"]): d for d in distributions()}
+    if package.name not in found:
+        pytest.skip(f"this environment has another package than {package.name}")
+    distribution = found[package.name]
+    assert distribution.version == package.repacked_version
+    assert package.numpy[1] in distribution.requires
+    for edit in package.edits:
+        assert distribution.locate_file(edit.file).read_text().count(edit.after) == 1
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_installed_detectron2__padding_can_be_exported(strict):
+    class Pad(torch.nn.Module):
+        def forward(self, image):
+            return ImageList.from_tensors([image], 32).tensor
+
+    image = torch.randn(3, 24, 40)
+    exported = torch.export.export(Pad(), (image,), strict=strict).module()
+    assert torch.equal(exported(image), Pad()(image))
 
 
 @pytest.fixture
@@ -115,6 +180,38 @@ def test_parent_layers__detectron2_used_only_if_it_works(install, parent, code, 
     ).splitlines()
     assert printed[-1] == str([str(install.site_packages(parent))] if used else [])
     assert ("Using Detectron2 0.6" if used else "built for another torch") in printed[0]
+
+
+TORCH = """
+__version__ = {version!r}
+def zeros(*size): pass
+ones = zeros
+"""
+TORCHVISION = """
+class ops:
+    @staticmethod
+    def nms(*args):
+        {body}
+"""
+
+
+@pytest.mark.parametrize(
+    ("version", "body", "said"),
+    [
+        ("2.10.0", "pass", "Using PyTorch 2.10.0"),
+        ("1.13.1", "pass", "1.13.1 is older than 2.4): not using it"),
+        ("2.10.0", "raise RuntimeError('built for another torch')", "built for another torch"),
+    ],
+)
+def test_parent_layers__torch_without_detectron2(install, parent, version, body, said):
+    add_package(install, parent, "torch", TORCH.format(version=version))
+    add_package(install, parent, "torchvision", TORCHVISION.format(body=body))
+    printed = run_python(
+        parent / "bin/python", CALL_INSTALLER + "print(install.parent_layers())"
+    ).splitlines()
+    used = said.startswith("Using")
+    assert printed[-1] == str([str(install.site_packages(parent))] if used else [])
+    assert said in printed[0]
 
 
 def test_parent_layers__no_detectron2__nothing_shows_through(install, parent):
@@ -185,10 +282,10 @@ def test_list_missing__only_what_cannot_be_found(install, tmp_path):
     assert run_python(sys.executable, code).split() == missing
 
 
-@pytest.mark.parametrize("version", [(3, 9, 18), (3, 13, 0)])
+@pytest.mark.parametrize("version", [(3, 10, 18), (3, 15, 0)])
 def test_check_python__unsupported__one_message(install, monkeypatch, version):
     monkeypatch.setattr(sys, "version_info", version)
-    with pytest.raises(SystemExit, match=r"3\.10 to 3\.12 are supported.*make install PYTHON="):
+    with pytest.raises(SystemExit, match=r"3\.11 to 3\.1\d are supported.*make install PYTHON="):
         install.check_python()
 
 
@@ -198,9 +295,31 @@ def test_check_python__cannot_make_environments__one_message(install, monkeypatc
         install.check_python()
 
 
-def test_pip_install__fails__names_the_step_and_what_to_do(install, tmp_path, monkeypatch, capfd):
-    monkeypatch.setenv("PIP_NO_INDEX", "1")
-    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+def test_pip__fails__names_the_step_and_what_to_do(tmp_path, capfd):
+    pip = pip_calls.Pip(Path(sys.executable), wheels=tmp_path)
     with pytest.raises(SystemExit, match="Could not install the thing.*Is PyPI reachable"):
-        install.pip_install(Path(sys.executable), "the thing", "no-such-distribution-here")
+        pip.install("the thing", "no-such-distribution-here")
     assert "No matching distribution found" in capfd.readouterr().err
+
+
+def test_replaced_constraints__another_torch_brings_its_own_libraries():
+    constraints = (ROOT / "constraints.txt").read_text()
+    other = pip_calls.replaced(constraints, ["numpy==2.0.0"]).splitlines()
+    assert [line for line in other if line.startswith("numpy")] == ["numpy==2.0.0"]
+    assert any(line.startswith("nvidia-") for line in other)
+    other = pip_calls.replaced(constraints, ["torch==2.4.1"]).splitlines()
+    assert [line for line in other if line.startswith("torch==")] == ["torch==2.4.1"]
+    assert not [line for line in other if line.startswith(("nvidia-", "cuda-", "triton"))]
+    assert any(line.startswith("torchvision==") for line in other)
+
+
+def test_supported_pythons_are_the_same_everywhere(install):
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    oldest, newest = (".".join(map(str, v)) for v in (install.OLDEST, install.NEWEST))
+    after = f"{install.NEWEST[0]}.{install.NEWEST[1] + 1}"
+    assert project["requires-python"] == f">={oldest},<{after}"
+    listed = {c.rpartition(" ")[2] for c in project["classifiers"] if ":: 3." in c}
+    minors = range(install.OLDEST[1], install.NEWEST[1] + 1)
+    assert listed == {f"3.{minor}" for minor in minors}
+    assert (doctor.OLDEST_PYTHON, doctor.NEWEST_PYTHON) == (install.OLDEST, install.NEWEST)
+    assert f"Python {oldest} to {newest}" in (ROOT / "README.md").read_text()

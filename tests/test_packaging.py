@@ -89,6 +89,8 @@ def test_wheel__carries_commands_configs_weights_and_report_and_finds_them(tmp_p
         f.name for f in (ROOT / assets).iterdir()
     }
     assert (installed / "spatialflow_runtime" / "model.py").is_file()
+    measured = Path("spatialflow", "tools", "zoo", "measured.json")
+    assert (installed / measured).read_bytes() == (ROOT / measured).read_bytes()
     checkpoints = Path("spatialflow", "model_zoo", "checkpoints")
     shipped = [f.relative_to(ROOT) for f in (ROOT / checkpoints).rglob("*.pth")]
     assert shipped and all((installed / f).is_file() for f in shipped)

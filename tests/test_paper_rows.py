@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import re
-from pathlib import Path
 
 import pytest
+from recordings import PAPER_TABLES
 
 from spatialflow.model_zoo import config_names
 from spatialflow.tools.zoo.results import DETECTION_RESULTS, PANOPTIC_RESULTS
 
-PAPERS = Path(__file__).resolve().parents[2] / "shared" / "papers"
-JOURNAL = "spatialflow_journal.txt"
-REPORT = "spatialflow_challenge_report.txt"
-JSIS_NET = "jsis_net.txt"
-PANOPTIC_FPN = "panoptic_fpn.txt"
+PAPERS = json.loads(PAPER_TABLES.read_text())
+"""What the papers print, see tests/recordings/README.md."""
 
 OTHERS = "other people's model"
 NO_MAP = "its training is shorter, or it is of one branch"
@@ -192,28 +190,13 @@ def test_model_zoo_has_the_rows_with_their_configs_and_numbers():
 
 @pytest.mark.parametrize("table", TABLES)
 def test_rows_are_those_of_the_paper(table):
-    paper = table.split(" Table")[0] if " Table" in table else "Journal"
-    file_name, read_table = {
-        "Journal": (JOURNAL, read_journal_table),
-        "Report": (REPORT, read_report_table),
-        "JSIS-Net": (JSIS_NET, read_jsis_net_table),
-    }[paper]
-    file = PAPERS / file_name
-    if not file.is_file():
-        pytest.skip("the papers' texts not found")
-    rows = read_table(file.read_text(), table.removeprefix(f"{paper} "))
+    rows = [tuple(row) for row in PAPERS["tables"][table]]
     ours = [numbers for _, numbers, _ in ROWS[table]]
     assert [row[: len(n)] for row, n in zip(rows, ours, strict=True)] == ours
 
 
 def test_rows_of_panoptic_fpn_are_those_of_its_paper():
-    file = PAPERS / PANOPTIC_FPN
-    if not file.is_file():
-        pytest.skip("the papers' texts not found")
-    printed = {}
-    for line in re.findall(r"^(?:COCO|Cityscapes)\tR\d+-FPN\t.*", file.read_text(), re.M):
-        dataset, backbone, _, things, _, stuff, pq = line.split("\t")
-        printed[dataset, backbone] = tuple(map(float, (pq, things, stuff)))
+    printed = {(d, b): tuple(numbers) for d, b, numbers in PAPERS["panoptic_fpn"]}
     ours = {}
     for result in PANOPTIC_RESULTS["Panoptic FPN"]:
         dataset = "Cityscapes" if "Cityscapes" in result.config else "COCO"
@@ -221,34 +204,3 @@ def test_rows_of_panoptic_fpn_are_those_of_its_paper():
         if "val" in result.split:
             ours[dataset, f"R{depth}-FPN"] = result.published
     assert ours == printed and len(printed) == 4
-
-
-def numbers_in(line: str) -> tuple[float, ...]:
-    return tuple(map(float, re.findall(r"\d+\.\d+", line)))
-
-
-def read_journal_table(text: str, table: str) -> list[tuple[float, ...]]:
-    """The decimal numbers of each row: the first lines with tabs after the caption."""
-    caption = re.search(rf"^{table.upper()}\s*$", text, re.M)
-    block = re.search(r"(?:^.*\t.*\n)+", text[caption.end() :], re.M)[0]
-    rows = [numbers_in(line) for line in block.splitlines()[1:]]
-    if table == "Table IV":  # one column for each lambda
-        rows = list(zip(*rows, strict=True))
-    return rows
-
-
-def read_report_table(text: str, table: str) -> list[tuple[float, ...]]:
-    """The decimal numbers of each row: the lines with bars before the caption."""
-    before = text[: text.index(f"\n{table}:")]
-    block = re.findall(r"(?:^\|.*\n)+", before, re.M)[-1]
-    return [numbers_in(line) for line in block.splitlines()[2:]]
-
-
-def read_jsis_net_table(text: str, table: str) -> list[tuple[float, ...]]:
-    """The decimal numbers of each row: the lines with tabs before the caption.
-
-    PQ, SQ and RQ stand beside each other for all, things and stuff; here without SQ and RQ.
-    """
-    block = re.findall(r"(?:^.*\t.*\n)+", text[: text.index(f"\n{table}:")], re.M)[-1]
-    rows = [numbers_in(line.split("\t", 1)[1]) for line in block.splitlines()[1:]]
-    return [row[::3] if len(row) == 9 else row for row in rows]

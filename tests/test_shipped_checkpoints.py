@@ -67,7 +67,7 @@ def test_pq_is_that_of_the_card(config, datasets, tmp_path, request):
         toy.generate(str(tmp_path), train=1, val=60)
         datasets(tmp_path)
     else:
-        datasets(request.getfixturevalue("camvid").parent)
+        datasets(request.getfixturevalue("real_camvid").parent)
     cfg = model_zoo.get_config(config, trained=True)
     cfg.OUTPUT_DIR = str(tmp_path / "out")
     prepare_datasets(cfg, ("TEST",))

@@ -70,6 +70,19 @@ def read_panoptic_png(path: str, out: np.ndarray | None = None) -> np.ndarray:
     return np.bitwise_and(ids, 0xFFFFFF, out=ids)
 
 
+def rgb_of_ids(ids: np.ndarray) -> np.ndarray:
+    """Pixels of a panoptic PNG: id = R + 256 G + 65536 B.
+
+    Args:
+        ids: (H, W) integers from 0 to 2^24 - 1.
+
+    Returns:
+        (H, W, 3) uint8 in RGB order.
+    """
+    ids = ids.astype(np.int32, copy=False)  # numpy 2 keeps small types, which 256 is too large for
+    return np.stack([ids % 256, ids // 256 % 256, ids // 65536], axis=-1).astype(np.uint8)
+
+
 def index_map(ids: np.ndarray, segments: Segments, file_name: str) -> np.ndarray:
     """Replace segment ids by the segments' numbers.
 

@@ -13,6 +13,7 @@ import os
 import tempfile
 import warnings
 from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from cityscapesscripts.evaluation import evalInstanceLevelSemanticLabeling as instance_script
@@ -28,6 +29,26 @@ from spatialflow.data.file_names import file_below
 from spatialflow.utils.files import write_image
 
 from .ground_truth import PanopticGroundTruth
+
+
+class _NumpyOfTheScripts:
+    """numpy as the scripts were written for.
+
+    numpy 2.4 dropped ``in1d``; the scripts give its result the shape of the first argument, which
+    that of ``isin`` has already. Counts became numpy's integers, which the scripts' JSON refuses.
+    """
+
+    in1d = staticmethod(np.isin)
+
+    @staticmethod
+    def count_nonzero(pixels: np.ndarray) -> int:
+        return int(np.count_nonzero(pixels))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(np, name)
+
+
+instance_script.np = pixel_script.np = _NumpyOfTheScripts()
 
 
 def write_instances(

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from panopticapi.utils import id2rgb
 
 from spatialflow.data.categories import Categories
 from spatialflow.data.coco_panoptic import is_segment_id, read_panoptic_json
 from spatialflow.data.file_names import file_below, is_file_below, outside
+from spatialflow.data.targets import rgb_of_ids
 from spatialflow.utils.files import read_json, write_image, write_json
 
 PREDICTIONS = "panoptic_predictions"
@@ -110,7 +110,7 @@ def write_prediction(
     """
     path = file_below(os.path.join(folder, PREDICTIONS), file_name)
     os.makedirs(os.path.dirname(path), exist_ok=True)
-    write_image(path, id2rgb(id_map)[..., ::-1])
+    write_image(path, rgb_of_ids(id_map)[..., ::-1])
     kept = [{k: s[k] for k in _SEGMENT_KEYS if k in s} for s in segments]
     return {"image_id": image_id, "file_name": file_name, "segments_info": kept}
 

@@ -11,11 +11,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 from detectron2.config import CfgNode
-from panopticapi.utils import id2rgb
 from tqdm import tqdm
 
 from spatialflow.config import load_config
 from spatialflow.data.mapper import read_image
+from spatialflow.data.targets import rgb_of_ids
 from spatialflow.errors import UsageError, UserError, message_for_user
 from spatialflow.inference.predictor import Predictor
 from spatialflow.model_zoo import config_name, get_checkpoint_url, get_config_file, shipped_configs
@@ -162,7 +162,7 @@ def segment(predictor: Predictor, image: np.ndarray, output: Path, as_json: bool
         if "panoptic_seg" not in result:
             raise UserError("--json needs segments; this config's model makes instances only.")
         ids = result["panoptic_seg"][0].cpu().numpy()
-        write_image(f"{output}{IDS}", id2rgb(ids)[:, :, ::-1])
+        write_image(f"{output}{IDS}", rgb_of_ids(ids)[:, :, ::-1])
         segments = predictor.segments(result)
         Path(f"{output}{SEGMENTS}").write_text(json.dumps(segments, indent=2))
 

@@ -81,13 +81,15 @@ _TOY = DatasetLayout(
 
 DATASETS = (_TOY, _coco("train2017"), _coco("val2017"), _cityscapes("train"), _cityscapes("val"))
 
+# The supported Pythons.
+OLDEST_PYTHON, NEWEST_PYTHON = (3, 11), (3, 13)
+
 # Modules that SpatialFlow or Detectron2 cannot do without, beside those with a check of their own.
 REQUIRED_MODULES = (
     "numpy",
     "fvcore",
     "iopath",
     "pycocotools",
-    "panopticapi",
     "cv2",
     "kornia_rs",
     "cityscapesscripts",
@@ -103,15 +105,18 @@ OPTIONAL_MODULES = {
     "onnxscript": ("models as ONNX files", "export"),
     "onnxruntime": ("running ONNX files, and 8 bits", "export"),
     "openvino": ("models for OpenVINO, the fastest on a CPU", "export"),
+    "panopticapi": ("Detectron2's own COCOPanopticEvaluator", "panopticapi"),
 }
 
 
 def check_python() -> Finding:
     """The running Python."""
     message = f"{sys.version.split()[0]}, {sys.executable}"
-    if (3, 10) <= sys.version_info[:2] <= (3, 12):
+    if OLDEST_PYTHON <= sys.version_info[:2] <= NEWEST_PYTHON:
         return Finding("Python", Status.OK, message)
-    return Finding("Python", Status.NOTE, message, "SpatialFlow is tested on Python 3.10 to 3.12")
+    oldest, newest = (".".join(map(str, v)) for v in (OLDEST_PYTHON, NEWEST_PYTHON))
+    advice = f"SpatialFlow is tested on Python {oldest} to {newest}"
+    return Finding("Python", Status.NOTE, message, advice)
 
 
 def check_torch() -> Finding:

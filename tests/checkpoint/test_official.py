@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
-from golden import GOLDEN
+from recordings import OFFICIAL
 
 from spatialflow.checkpoint import load_tensors
 from spatialflow.checkpoint.mmdetection import check_fit
@@ -26,9 +26,7 @@ RELEASED = {
 
 def released_state(name: str) -> dict[str, torch.Tensor]:
     """All tensors of one of their checkpoints by name and shape, zeros in next to no memory."""
-    file = GOLDEN / f"state_dict_spatialflow_{name}.json"
-    if not file.is_file():
-        pytest.skip(f"key lists of the authors' checkpoints not found: {file}")
+    file = OFFICIAL / f"state_dict_spatialflow_{name}.json"
     rows = json.loads(file.read_text())["state_dict"]
     return {row["key"]: torch.zeros([]).expand(row["shape"]) for row in rows}
 

@@ -7,12 +7,11 @@ import torch
 from detectron2.structures import BitMasks
 from panoptic_folder import CAR, PERSON, ROAD, SKY, scene, segment, write_ids
 from PIL import Image
+from recordings import OFFICIAL
 
 from spatialflow.data import PanopticMapper, load_coco_panoptic
 from spatialflow.data.categories import Categories
 from spatialflow.data.mapper import ImageKindError, read_image
-
-GOLDEN = Path(__file__).resolve().parents[3] / "shared" / "golden"
 
 
 def load(folder):
@@ -303,14 +302,12 @@ def test_an_unknown_resize_library_is_refused(cfg):
 @pytest.fixture(scope="module")
 def recorded():
     """Arrays of the authors' training pipeline: one image, its masks and labels, and the result."""
-    if not (GOLDEN / "misc.npz").is_file():
-        pytest.skip(f"recordings {GOLDEN} not found")
-    return np.load(GOLDEN / "misc.npz")
+    return np.load(OFFICIAL / "misc.npz")
 
 
 @pytest.fixture
 def authors_mapper(cfg):
-    manifest = json.loads((GOLDEN / "manifest_misc.json").read_text())["misc"]
+    manifest = json.loads((OFFICIAL / "manifest_misc.json").read_text())["misc"]
     long, short = manifest["train_pipeline"]["img_scale"]
     cfg.INPUT.FORMAT = "RGB"
     cfg.INPUT.RESIZE_WITH = "cv2"

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +12,7 @@ from panoptic_scenes import random_image
 from panopticapi.evaluation import pq_compute_single_core
 from panopticapi.utils import id2rgb
 from PIL import Image
+from recordings import OFFICIAL
 
 from spatialflow.evaluation.panoptic_quality import PanopticCounts, match_segments, overlaps
 
@@ -220,11 +220,8 @@ def test_equals_panopticapi_on_random_maps(tmp_path_factory, seed, n, noise):
 
 
 def test_equals_panopticapi_on_the_recorded_maps(tmp_path):
-    folder = Path(os.environ.get("SPATIALFLOW_GOLDEN", ROOT.parent / "shared" / "golden"))
-    if not (folder / "misc.npz").exists():
-        pytest.skip(f"no golden recordings at {folder} (SPATIALFLOW_GOLDEN)")
-    recorded = json.loads((folder / "manifest_misc.json").read_text())["misc"]["pq"]
-    with np.load(folder / "misc.npz") as arrays:
+    recorded = json.loads((OFFICIAL / "manifest_misc.json").read_text())["misc"]["pq"]
+    with np.load(OFFICIAL / "misc.npz") as arrays:
         images = [
             (arrays[f"pq/pred{i}"], recorded["pred"][i], arrays[f"pq/gt{i}"], recorded["gt"][i])
             for i in range(recorded["n_images"])

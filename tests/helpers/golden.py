@@ -3,31 +3,27 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterator
-from functools import cache
-from pathlib import Path
+from collections.abc import Iterator, Mapping
+from functools import cache, cached_property
 
 import numpy as np
-import pytest
 import torch
+from recordings import OFFICIAL
 from torch import Tensor
 
 from spatialflow.checkpoint.official import convert_state_dict
-
-GOLDEN = Path(
-    os.environ.get("SPATIALFLOW_GOLDEN", Path(__file__).resolve().parents[3] / "shared" / "golden")
-)
 
 
 class Recording:
     """One recording: its manifest entry, and its arrays as tensors by name."""
 
     def __init__(self, name: str):
-        if not GOLDEN.is_dir():
-            pytest.skip(f"recordings of the authors' code not found: {GOLDEN}")
         self.manifest = manifests()[name]
-        self.arrays = np.load(GOLDEN / self.manifest["file"])
+
+    @cached_property
+    def arrays(self) -> Mapping[str, np.ndarray]:
+        """The arrays by name."""
+        return np.load(OFFICIAL / self.manifest["file"])
 
     def __getitem__(self, name: str) -> Tensor:
         return torch.from_numpy(self.arrays[name])
@@ -55,17 +51,27 @@ class Recording:
 
 @cache
 def manifests() -> dict[str, dict]:
-    """The entries of all manifests by the name of the recording; none where there is no folder."""
+    """The entries of all manifests by the name of the recording."""
     entries: dict[str, dict] = {}
-    for file in sorted(GOLDEN.glob("manifest_*.json")):
+    for file in sorted(OFFICIAL.glob("manifest_*.json")):
         entries |= json.loads(file.read_text())
     return entries
 
 
 @cache
 def recording(name: str) -> Recording:
-    """One recording by name; skips the test where there are none."""
+    """One recording by name."""
     return Recording(name)
+
+
+def is_recorded(name: str) -> bool:
+    """Whether the arrays of a recording are there, not only its manifest."""
+    return (OFFICIAL / manifests()[name]["file"]).is_file()
+
+
+def available(*names: str) -> list[str]:
+    """Those of the recordings whose arrays are there."""
+    return [name for name in names if is_recorded(name)]
 
 
 def scales_and_ratios() -> tuple[int, int]:

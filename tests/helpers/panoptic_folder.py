@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from spatialflow.data.targets import rgb_of_ids
+
 ROAD, CAR, PERSON, SKY = 0, 5, 9, 20  # category ids: unordered kinds, gaps, 0
 CATEGORIES = [
     {"id": SKY, "name": "sky", "isthing": 0, "color": [1, 2, 3]},
@@ -52,8 +54,7 @@ class PanopticFolder:
 
 def write_ids(path: Path, ids: np.ndarray) -> None:
     """Write an (H, W) map of segment ids as a panoptic PNG."""
-    rgb = np.stack([ids % 256, ids // 256 % 256, ids // 65536], -1).astype(np.uint8)
-    Image.fromarray(rgb).save(path)
+    Image.fromarray(rgb_of_ids(ids)).save(path)
 
 
 def segment(id_: int, category_id: int, iscrowd: int = 0) -> dict:

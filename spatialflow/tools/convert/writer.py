@@ -19,13 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from panopticapi.utils import id2rgb
 from PIL import Image, PngImagePlugin
 from tqdm import tqdm
 
 from spatialflow import __version__
 from spatialflow.data.categories import Categories
-from spatialflow.data.targets import measure_segments
+from spatialflow.data.targets import measure_segments, rgb_of_ids
 from spatialflow.utils.files import replacing, write_json
 from spatialflow.utils.parallel import in_parallel
 from spatialflow.utils.text import name_some
@@ -205,7 +204,7 @@ def _write_png(path: str, ids: np.ndarray, digest: str, entry: dict[str, Any]) -
     texts.add_text(_DIGEST, digest)
     texts.add_text(_ENTRY, json.dumps(entry))
     with replacing(path) as unfinished:
-        Image.fromarray(id2rgb(ids)).save(unfinished, format="PNG", pnginfo=texts)
+        Image.fromarray(rgb_of_ids(ids)).save(unfinished, format="PNG", pnginfo=texts)
 
 
 def _measured(converted: Converted) -> list[dict[str, Any]]:

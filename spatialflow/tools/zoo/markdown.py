@@ -7,25 +7,26 @@ from collections.abc import Sequence
 from detectron2.config import CfgNode
 
 from spatialflow.model_zoo import get_config
-from spatialflow.model_zoo.shipped import Card, read_card, shipped_configs, shipped_weights
+from spatialflow.model_zoo.shipped import read_card, shipped_configs, shipped_weights
 
-from .result import Metrics, Result
+from .measured import numbers, of_config
+from .result import Result
 from .results import DETECTION_RESULTS, INSTANCE_RESULTS, PANOPTIC_RESULTS
 
-_SHIPPED = "weights come with the project"
 _HEAD = """\
 # Model zoo
 
-Made by `spatialflow zoo > MODEL_ZOO.md` from the configs and
-`spatialflow/tools/zoo/results.py`; change it there.
+Made by `make results` from the configs, `spatialflow/tools/zoo/results.py` (published numbers) and
+`spatialflow/tools/zoo/measured.json`; change it there.
 
 *Published* are the papers' numbers: tables and figures of the journal paper ("SpatialFlow: Bridging
 All Tasks for Panoptic Segmentation", TCSVT 2020) and, as "Report", those of the COCO 2019 challenge
 report; for the released weights they are from the README of the authors' code. The other systems'
 are from their own papers. *Measured* are this project's, with the config as it is; "-" is not
-measured. Where weights come with the project, it is measured with them, and
-`get(..., trained=True)` has them. Training is iterations x batch size, at the shorter side in
-pixels.
+measured. *Weights* are those that come with the project, with their licence: they are what was
+measured there, and `get(..., trained=True)` has them. The code is under Apache 2.0; the licences of
+the data are in [datasets/README.md](datasets/README.md). Training is iterations x batch size, at
+the shorter side in pixels.
 
 ```python
 from spatialflow import model_zoo
@@ -66,6 +67,10 @@ def render() -> str:
     return "\n".join(sections)
 
 
+def _weights(config: str) -> str:
+    return f"included: {read_card(shipped_weights(config)).licences['weights']}"
+
+
 def describe_backbone(cfg: CfgNode) -> str:
     """A ResNet in the papers' short form, R-50 or X-101-64x4d-DCN-SyncBN, or timm's name.
 
@@ -97,31 +102,32 @@ def describe_training(cfg: CfgNode) -> str:
 
 def _table(results: Sequence[Result], metrics: tuple[str, ...]) -> str:
     published = f"published {' / '.join(metrics)}"
-    headers = ["config", "backbone", "training", "split", published, "measured", "source"]
+    headers = [
+        "config",
+        "backbone",
+        "training",
+        "split",
+        published,
+        "measured",
+        "weights",
+        "source",
+    ]
     rows = [headers, ["---"] * len(headers)]
     shipped = shipped_configs()
     for result in results:
         cfg = get_config(result.config)
         source = "; ".join(result.sources)
-        card = read_card(shipped_weights(result.config)) if result.config in shipped else None
-        note = "; ".join(filter(None, [result.note, _SHIPPED if card else ""]))
+        note = result.note
         rows.append(
             [
                 f"[{result.config.removesuffix('.yaml')}](configs/{result.config})",
                 describe_backbone(cfg),
                 describe_training(cfg),
                 result.split,
-                _numbers(result.published),
-                _numbers(_of_card(card) if card else result.measured),
+                numbers(result.published),
+                numbers(of_config(result.config)),
+                _weights(result.config) if result.config in shipped else "-",
                 f"{source} ({note})" if source and note else source or note,
             ]
         )
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
-
-
-def _of_card(card: Card) -> Metrics:
-    return card.results["PQ"], card.results["PQ_th"], card.results["PQ_st"]
-
-
-def _numbers(metrics: Metrics | None) -> str:
-    return "-" if metrics is None else " / ".join(f"{value:.1f}" for value in metrics)

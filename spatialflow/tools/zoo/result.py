@@ -18,15 +18,15 @@ class Result(NamedTuple):
         published: None where there is no number.
         sources: "table: row" of the journal paper, "Report table: row" of the challenge report,
             "JSIS-Net table: row" of that paper.
-        measured: numbers measured with this project and this config; None: not measured yet.
         note: what is needed for the numbers besides the config.
+
+    What this project measured stands in ``measured.json``.
     """
 
     config: str
     split: str
     published: Metrics | None = None
     sources: tuple[str, ...] = ()
-    measured: Metrics | None = None
     note: str = ""
 
 

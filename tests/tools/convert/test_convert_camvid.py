@@ -168,9 +168,9 @@ def test_split_of_the_original_layout(stem, split):
     assert split_of(stem) == split
 
 
-def test_split__as_in_the_common_lists(camvid):
+def test_split__as_in_the_common_lists(real_camvid):
     for split, count in (("train", 367), ("val", 101)):
-        images = json.loads((camvid / f"panoptic_{split}.json").read_text())["images"]
+        images = json.loads((real_camvid / f"panoptic_{split}.json").read_text())["images"]
         stems = [Path(i["file_name"]).stem for i in images]
         assert len(stems) == count
         assert {split_of(stem) for stem in stems} == {split}
