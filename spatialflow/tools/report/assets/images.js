@@ -26,9 +26,9 @@ function stateColor(state) {
   return color.match(/[\d.]+/g).slice(0, 3).map(Number);
 }
 
-/** RGB of each segment: its class's colour, or that of what became of it. */
+/** RGB of each segment: a shade of its class's colour, or that of what became of it. */
 function segmentColors(segments) {
-  if (chosen("paint") === "class") return segments.map((s) => data.classes[s.class].color);
+  if (chosen("paint") === "class") return segments.map((s) => s.color);
   const colors = Object.fromEntries(Object.keys(STATES).map((s) => [s, stateColor(s)]));
   return segments.map((s) => colors[s.state]);
 }
@@ -129,7 +129,7 @@ function segmentList(image, panels, side) {
       const button = el(
         "button",
         { type: "button", className: "segment" },
-        chip(classColor(segment.class)),
+        chip(`rgb(${segment.color.join(" ")})`),
         el("span", { className: "label" }, title),
         el("span", { className: "outcome" }, outcome, " ", el("span", { className: `chip ${segment.state}` })),
       );
