@@ -1,0 +1,103 @@
+"""Answers to a request: JSON with run-length masks, a PNG of ids, or the drawn picture."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+from panopticapi.utils import id2rgb
+from pycocotools import mask as coco_mask
+
+from spatialflow.data.categories import Categories
+from spatialflow.data.segments import segments_as_json
+from spatialflow.utils.runs import runs
+from spatialflow.visualization import draw_panoptic, drawn_segments
+
+from .predictors import PanopticOutput
+
+
+class Answer(NamedTuple):
+    """A body and its media type."""
+
+    media_type: str
+    body: bytes
+
+
+def as_json(image: np.ndarray, output: PanopticOutput, categories: Categories) -> Answer:
+    """The segments with their masks.
+
+    ``width``, ``height``, and ``segments``: see :func:`spatialflow.data.segments.segments_as_json`;
+    each has ``color``, RGB as it is drawn, and ``segmentation``, COCO's run lengths.
+    """
+    ids, segments = output
+    masks = encode_masks(ids)
+    drawn = drawn_segments(segments, categories)
+    described: list[dict[str, Any]] = [
+        {**s, "color": look.color, "segmentation": masks[s["id"]]}
+        for s, look in zip(segments_as_json(ids, segments, categories), drawn, strict=True)
+    ]
+    height, width = ids.shape
+    content = {"width": width, "height": height, "segments": described}
+    return Answer("application/json", json.dumps(content, separators=(",", ":")).encode())
+
+
+def as_ids(image: np.ndarray, output: PanopticOutput, categories: Categories) -> Answer:
+    """The map of ids in COCO's coding: id = R + 256 G + 65536 B."""
+    return _png(id2rgb(output[0])[:, :, ::-1])
+
+
+def as_drawn(image: np.ndarray, output: PanopticOutput, categories: Categories) -> Answer:
+    """The picture with its segments and their names."""
+    ids, segments = output
+    return _png(draw_panoptic(image, ids, drawn_segments(segments, categories)))
+
+
+OUTPUTS: dict[str, Callable[[np.ndarray, PanopticOutput, Categories], Answer]] = {
+    "json": as_json,
+    "ids": as_ids,
+    "drawn": as_drawn,
+}
+"""By the value of the parameter ``output``."""
+
+
+def encode_masks(ids: np.ndarray) -> dict[int, dict[str, Any]]:
+    """COCO's run lengths of each segment of a map.
+
+    Args:
+        ids: (H, W) segment ids.
+
+    Returns:
+        ``{"size": [H, W], "counts": text}`` by id, void left out.
+    """
+    height, width = ids.shape
+    by_columns = np.ascontiguousarray(ids.T)
+    starts, lengths = runs(by_columns)
+    values = by_columns.ravel()[starts]
+    order = np.argsort(values, kind="stable")
+    found, firsts = np.unique(values[order], return_index=True)
+    masks = {}
+    for id_, own in zip(found.tolist(), np.split(order, firsts[1:]), strict=True):
+        if id_ != 0:
+            ends = starts[own] + lengths[own]
+            counts = _alternating(starts[own], ends, ids.size)
+            rle = coco_mask.frPyObjects({"size": [height, width], "counts": counts}, height, width)
+            masks[id_] = {"size": [height, width], "counts": rle["counts"].decode()}
+    return masks
+
+
+def _alternating(starts: np.ndarray, ends: np.ndarray, size: int) -> list[int]:
+    """Lengths outside and inside of a mask in turn, from where its pieces start and end."""
+    separate = starts[1:] != ends[:-1]  # a run ends with its column, a mask need not
+    edges = np.empty(2 * (1 + int(separate.sum())), np.int64)
+    edges[0::2] = starts[np.append(True, separate)]
+    edges[1::2] = ends[np.append(separate, True)]
+    last = [size] if edges[-1] < size else []
+    return np.diff(edges, prepend=0, append=last).tolist()
+
+
+def _png(pixels: np.ndarray) -> Answer:
+    _, png = cv2.imencode(".png", pixels)
+    return Answer("image/png", png.tobytes())
