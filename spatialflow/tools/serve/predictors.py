@@ -62,7 +62,7 @@ class ConfigPredictor:
                 "The model of this config makes no panoptic maps: set "
                 "MODEL.PANOPTIC_FPN.COMBINE.ENABLED True in --opts, or serve another config."
             )
-        self.name = os.path.basename(config_file or DEFAULT_MODEL)
+        self.name = config_file or DEFAULT_MODEL
         self.categories = self._predictor.categories
 
     def __call__(self, image: np.ndarray) -> PanopticOutput:

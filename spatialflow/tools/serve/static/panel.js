@@ -14,14 +14,16 @@ function segmentsByClass() {
 
 const rgb = (color) => `rgb(${color.join(" ")})`;
 
-function segmentButton(segment) {
+/** A button that lights up its segment. alone: the only one of its class, whose name it has. */
+function segmentButton(segment, alone) {
   const [title, area] = describe(segment);
-  const label = title.replace(segment.category, "").replace(/^, /, "") || "region";
+  const score = segment.score == null ? "" : `score ${segment.score.toFixed(2)}`;
   const button = el(
     "button",
     { type: "button", className: "segment" },
     chip(rgb(segment.color)),
-    el("span", {}, label),
+    ...(alone ? [el("b", {}, segment.category)] : []),
+    el("span", {}, alone || score ? score : "region"),
     el("span", {}, area.split(", ").at(-1)),
   );
   button.ariaLabel = `${title}, ${area}`;
@@ -30,23 +32,29 @@ function segmentButton(segment) {
     button.addEventListener(type, () => pointOut(segment.number));
   }
   for (const type of ["pointerleave", "blur"]) button.addEventListener(type, () => pointOut(null));
-  return el("li", {}, button);
+  return button;
+}
+
+/** Chip, name and number of the segments of a class that has several. */
+function classLabel(id, segments) {
+  const first = [...segments].sort((a, b) => a.number - b.number)[0]; // has the class's colour
+  return el(
+    "label",
+    { htmlFor: `class-${id}` },
+    chip(rgb(first.color)),
+    el("b", {}, first.category),
+    el("span", { className: "muted small" }, `${segments.length}×`),
+  );
 }
 
 function classItem([id, segments]) {
+  const alone = segments.length === 1;
   const box = el("input", { type: "checkbox", checked: true, id: `class-${id}` });
-  const count = segments.length > 1 ? `${segments.length}×` : "";
-  const name = segments[0].category;
-  const first = [...segments].sort((a, b) => a.number - b.number)[0]; // has the class's colour
-  const label = el(
-    "label",
-    { className: "class" },
-    box,
-    chip(rgb(first.color)),
-    el("b", {}, name),
-    el("span", { className: "muted small" }, count),
-  );
-  const item = el("li", {}, label, el("ul", {}, ...segments.map(segmentButton)));
+  box.ariaLabel = segments[0].category;
+  const row = el("div", { className: "class" }, box);
+  row.append(alone ? segmentButton(segments[0], true) : classLabel(id, segments));
+  const rest = alone ? [] : segments.map((s) => el("li", {}, segmentButton(s, false)));
+  const item = el("li", {}, row, ...(alone ? [] : [el("ul", {}, ...rest)]));
   box.addEventListener("change", () => {
     shown.hidden[box.checked ? "delete" : "add"](id);
     item.classList.toggle("off", !box.checked);

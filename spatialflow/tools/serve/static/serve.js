@@ -100,6 +100,9 @@ document.addEventListener("drop", (event) => {
 document.addEventListener("paste", (event) => {
   if (event.clipboardData.files.length) openFirst(event.clipboardData.files);
 });
+byId("drop").addEventListener("click", (event) => {
+  if (event.currentTarget.classList.contains("empty")) byId("file").click();
+});
 byId("file").addEventListener("change", (event) => {
   openFirst(event.target.files);
   event.target.value = ""; // the same file can be chosen again
