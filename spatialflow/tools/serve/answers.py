@@ -9,11 +9,10 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 from panopticapi.utils import id2rgb
-from pycocotools import mask as coco_mask
 
 from spatialflow.data.categories import Categories
+from spatialflow.data.run_lengths import encode_masks
 from spatialflow.data.segments import segments_as_json
-from spatialflow.utils.runs import runs
 from spatialflow.visualization import draw_panoptic, drawn_segments
 
 from .predictors import PanopticOutput
@@ -61,41 +60,6 @@ OUTPUTS: dict[str, Callable[[np.ndarray, PanopticOutput, Categories], Answer]] =
     "drawn": as_drawn,
 }
 """By the value of the parameter ``output``."""
-
-
-def encode_masks(ids: np.ndarray) -> dict[int, dict[str, Any]]:
-    """COCO's run lengths of each segment of a map.
-
-    Args:
-        ids: (H, W) segment ids.
-
-    Returns:
-        ``{"size": [H, W], "counts": text}`` by id, void left out.
-    """
-    height, width = ids.shape
-    by_columns = np.ascontiguousarray(ids.T)
-    starts, lengths = runs(by_columns)
-    values = by_columns.ravel()[starts]
-    order = np.argsort(values, kind="stable")
-    found, firsts = np.unique(values[order], return_index=True)
-    masks = {}
-    for id_, own in zip(found.tolist(), np.split(order, firsts[1:]), strict=True):
-        if id_ != 0:
-            ends = starts[own] + lengths[own]
-            counts = _alternating(starts[own], ends, ids.size)
-            rle = coco_mask.frPyObjects({"size": [height, width], "counts": counts}, height, width)
-            masks[id_] = {"size": [height, width], "counts": rle["counts"].decode()}
-    return masks
-
-
-def _alternating(starts: np.ndarray, ends: np.ndarray, size: int) -> list[int]:
-    """Lengths outside and inside of a mask in turn, from where its pieces start and end."""
-    separate = starts[1:] != ends[:-1]  # a run ends with its column, a mask need not
-    edges = np.empty(2 * (1 + int(separate.sum())), np.int64)
-    edges[0::2] = starts[np.append(True, separate)]
-    edges[1::2] = ends[np.append(separate, True)]
-    last = [size] if edges[-1] < size else []
-    return np.diff(edges, prepend=0, append=last).tolist()
 
 
 def _png(pixels: np.ndarray) -> Answer:

@@ -54,7 +54,7 @@ class ConfigPredictor:
 
     def __init__(self, config_file: str | None, opts: Sequence[str]) -> None:
         from spatialflow.inference.predictor import Predictor
-        from spatialflow.tools.demo import DEFAULT_MODEL, read_config
+        from spatialflow.tools.trained_config import DEFAULT_MODEL, read_config
 
         self._predictor = Predictor(read_config(config_file, list(opts)))
         if self._predictor.model.merge is None:

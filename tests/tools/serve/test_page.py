@@ -19,6 +19,8 @@ from served import BrightOrDark, serving, until  # noqa: E402
 from spatialflow.tools.serve.picture import decode_picture, open_picture  # noqa: E402
 from spatialflow.visualization import draw_panoptic, drawn_segments  # noqa: E402
 
+playwright.expect.set_options(timeout=30_000)  # where others use the processor too
+
 DISK, GRASS = 'role=checkbox[name="disk"]', 'role=checkbox[name="grass"]'
 PIXEL = "(canvas, at) => [...canvas.getContext('2d').getImageData(...at, 1, 1).data]"
 
