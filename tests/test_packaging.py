@@ -84,10 +84,11 @@ def test_wheel__carries_commands_configs_weights_and_report_and_finds_them(tmp_p
 
     assert contents(carried) == contents(ROOT / "configs") != {}
     assert Path(carried, "lazy", "spatialflow_toy.py").is_file()
-    assets = Path("spatialflow", "tools", "report", "assets")
-    assert {f.name for f in (installed / assets).iterdir()} == {
-        f.name for f in (ROOT / assets).iterdir()
-    }
+    for folder in ("report/assets", "serve/static", "web"):
+        assets = Path("spatialflow", "tools", folder)
+        assert {f.name for f in (installed / assets).iterdir()} == {
+            f.name for f in (ROOT / assets).iterdir()
+        }
     checkpoints = Path("spatialflow", "model_zoo", "checkpoints")
     shipped = [f.relative_to(ROOT) for f in (ROOT / checkpoints).rglob("*.pth")]
     assert shipped and all((installed / f).is_file() for f in shipped)

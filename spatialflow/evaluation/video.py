@@ -76,9 +76,13 @@ class VideoPanopticQuality:
     def metrics(self) -> dict[str, float]:
         """VPQ, VPQ_th and VPQ_st over all windows, and ``VPQ-k`` of each, in percent.
 
-        ``switches`` is how often an object was found under another id than before.
+        ``switches`` is how often an object was found under another id than before. Windows that are
+        longer than every video are left out.
         """
-        by_window = {k: counts.metrics() for k, counts in self.counts.items()}
+        all_metrics = {k: counts.metrics() for k, counts in self.counts.items()}
+        by_window = {k: m for k, m in all_metrics.items() if not np.isnan(m["PQ"])}
+        if not by_window:
+            return {"VPQ": np.nan, "VPQ_th": np.nan, "VPQ_st": np.nan, "switches": self.switches}
         means = {
             f"V{name}": float(np.mean([m[name] for m in by_window.values()]))
             for name in ("PQ", "PQ_th", "PQ_st")

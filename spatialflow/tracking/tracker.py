@@ -1,11 +1,13 @@
 """Which thing of a frame is which of the frames before.
 
-Tracking by detection in two rounds, as ByteTrack (Zhang et al., ECCV 2022, Algorithm 1), with masks
-in place of boxes. A track keeps the mask of its object where a constant velocity puts it. The first
+Tracking by detection in rounds, as ByteTrack (Zhang et al., ECCV 2022, Algorithm 1), with masks in
+place of boxes. A track keeps the mask of its object where a constant velocity puts it. The first
 round assigns confident detections by mask IoU. In the second one, detections of which little is
 seen, and those of low scores, are assigned by the share of the smaller mask that lies in the other:
-what comes out from behind another object covers a part of its mask. Unmatched confident detections
-begin tracks; a track without detection is lost, and after a while gone. Classes are never mixed.
+what comes out from behind another object covers a part of its mask. In the third one confident
+detections are assigned to lost tracks near by, whose velocity was not exact enough for an overlap.
+Unmatched confident detections begin tracks; a track without detection is lost, and after a while
+gone. Classes are never mixed.
 
 While an object is partly hidden, or leaves the frame, its track keeps the mask that it had before,
 so that neither its size nor its velocity follow the part that is seen.
@@ -30,6 +32,10 @@ _AREA_DECAY = 0.98
 """How fast, in a frame, an object may get smaller without being taken for hidden."""
 _MAX_HIDDEN = 20
 """After so many frames it is taken for smaller."""
+
+
+_REACH = 1.0
+"""How far from its place a lost object is looked for, in roots of its area."""
 
 
 class Detection(NamedTuple):
@@ -92,6 +98,10 @@ class _Track:
         self.region, self.frames, self.hidden, self.is_new = region, 0, 0, False
 
 
+Similarity = Callable[[_Track, Detection], float]
+"""From 0 for what cannot be the same object to 1."""
+
+
 class Tracker:
     """The tracks of a video.
 
@@ -111,9 +121,10 @@ class Tracker:
     ) -> None:
         self.next_id = first_id
         self._max_lost = max_lost
-        self._rounds: tuple[tuple[Callable[[Region, Region], float], float], ...] = (
+        self._rounds: tuple[tuple[Similarity, float], ...] = (
             (_iou, min_iou),
             (_share_of_smaller, min_share),
+            (_nearness, 0.0),
         )
         self._tracks: list[_Track] = []
 
@@ -138,13 +149,9 @@ class Tracker:
             track.predict()
         ids: list[int | None] = [None] * len(detections)
         free = list(self._tracks)
-        for number, (similarity, threshold) in enumerate(self._rounds):
-            open_ = [
-                i
-                for i, d in enumerate(detections)
-                if ids[i] is None and (d.confident or number == 1)
-            ]
-            for track, i in _assign(free, detections, open_, similarity, threshold):
+        for similarity, threshold in self._rounds:
+            unmatched = [i for i, id_ in enumerate(ids) if id_ is None]
+            for track, i in _assign(free, detections, unmatched, similarity, threshold):
                 ids[i] = track.id
                 track.update(detections[i].region)
             free = [t for t in free if t.id not in ids]
@@ -165,29 +172,39 @@ class Tracker:
 def _assign(
     tracks: Sequence[_Track],
     detections: Sequence[Detection],
-    open_: Sequence[int],
-    similarity: Callable[[Region, Region], float],
+    unmatched: Sequence[int],
+    similarity: Similarity,
     threshold: float,
 ) -> list[tuple[_Track, int]]:
     """Pairs of tracks and detections of one class with the largest sum of similarities."""
-    scores = np.zeros((len(tracks), len(open_)))
+    scores = np.zeros((len(tracks), len(unmatched)))
     for row, track in enumerate(tracks):
-        expected = track.expected
-        for column, i in enumerate(open_):
-            detection = detections[i]
-            # Low scores only carry on what was seen in the frame before.
-            possible = detection.confident or track.lost == 1
-            if possible and detection.category_id == track.category_id:
-                scores[row, column] = similarity(expected, detection.region)
+        for column, i in enumerate(unmatched):
+            if detections[i].category_id == track.category_id:
+                scores[row, column] = similarity(track, detections[i])
     scores[scores < threshold] = 0
     rows, columns = linear_sum_assignment(scores, maximize=True)
-    return [(tracks[r], open_[c]) for r, c in zip(rows, columns, strict=True) if scores[r, c] > 0]
+    pairs = zip(rows, columns, strict=True)
+    return [(tracks[row], unmatched[column]) for row, column in pairs if scores[row, column] > 0]
 
 
-def _iou(a: Region, b: Region) -> float:
-    shared = a.intersection(b)
-    return shared / (a.area + b.area - shared)
+def _iou(track: _Track, detection: Detection) -> float:
+    if not detection.confident:
+        return 0.0
+    shared = track.expected.intersection(detection.region)
+    return shared / (track.region.area + detection.region.area - shared)
 
 
-def _share_of_smaller(a: Region, b: Region) -> float:
-    return a.intersection(b) / min(a.area, b.area)
+def _share_of_smaller(track: _Track, detection: Detection) -> float:
+    # Low scores only carry on what was seen in the frame before.
+    if not detection.confident and track.lost > 1:
+        return 0.0
+    shared = track.expected.intersection(detection.region)
+    return shared / min(track.region.area, detection.region.area)
+
+
+def _nearness(track: _Track, detection: Detection) -> float:
+    if not detection.confident or track.lost == 1:
+        return 0.0
+    way = detection.region.center - track.region.center - track.frames * track.velocity
+    return max(0.0, 1 - float(np.hypot(*way)) / (_REACH * track.area**0.5))

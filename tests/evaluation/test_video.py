@@ -87,6 +87,12 @@ def test_no_window_goes_across_videos():
     assert result.counts[2].table[0, 1] == 2  # true positives
 
 
+def test_windows_longer_than_the_video_are_left_out():
+    metrics = quality([(frame((10, 5)), frame((10, 5)))], windows=(1, 2))
+    assert metrics["VPQ"] == metrics["VPQ-1"] == 100 and "VPQ-2" not in metrics
+    assert np.isnan(quality([])["VPQ"])
+
+
 def test_the_caller_s_map_may_be_overwritten():
     result = VideoPanopticQuality(CATEGORIES, (2,))
     ids, segments = frame((10, 5))
