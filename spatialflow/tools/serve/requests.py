@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from typing import Any
 
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -147,9 +148,9 @@ class ModelQueue:
         waiting = asyncio.wrap_future(future)
         left = asyncio.ensure_future(_client_leaves(request))
         try:
-            await asyncio.wait(
-                {waiting, left}, timeout=max(0.0, seconds), return_when=asyncio.FIRST_COMPLETED
-            )
+            first: set[asyncio.Future[Any]] = {waiting, left}
+            timeout = max(0.0, seconds)
+            await asyncio.wait(first, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
             if waiting.done():
                 return waiting.result()
             if left.done():
