@@ -26,7 +26,7 @@ from .regions import Region
 
 _VELOCITY_UPDATE = 0.4
 """Share of a new measurement in the velocity."""
-_HIDDEN_SHARE = 0.85
+_HIDDEN_SHARE = 0.8
 """An object of which less is seen than this share of its area is partly hidden."""
 _AREA_DECAY = 0.98
 """How fast, in a frame, an object may get smaller without being taken for hidden."""
@@ -34,7 +34,7 @@ _MAX_HIDDEN = 20
 """After so many frames it is taken for smaller."""
 
 
-_REACH = 1.0
+_REACH = 1.4
 """How far from its place a lost object is looked for, in roots of its area."""
 
 

@@ -1,22 +1,29 @@
 """Videos in, videos and JSON lines out."""
 
 import json
+import re
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
+from spatialflow import Predictor, model_zoo
 from spatialflow.cli import run_command
 from spatialflow.config import config_dir, load_config
 from spatialflow.data import Categories
+from spatialflow.data.segments import segments_as_json
 from spatialflow.errors import UserError
+from spatialflow.evaluation.video import VideoPanopticQuality
+from spatialflow.inference.video import predict_frame
 from spatialflow.tools import video
-from spatialflow.tools.toy_video import generate_video
+from spatialflow.tools.toy_video import generate_video, video_frames
 from spatialflow.tools.trained_config import set_confidence
 from spatialflow.tools.video_files import VideoSink, VideoSource
-from spatialflow.tracking import FramePrediction
+from spatialflow.tracking import FramePrediction, PanopticTracker
 
+RESULTS = Path(__file__).resolve().parents[2] / "docs" / "RESULTS.md"
 TOY = str(config_dir() / "toy" / "spatialflow_toy_lite0.yaml")
 CATEGORIES = Categories.from_json(
     [{"id": 4, "name": "box", "isthing": 1}, {"id": 9, "name": "grass", "isthing": 0}]
@@ -89,6 +96,21 @@ def test_frames_are_segmented_followed_and_scored(toy_video, tmp_path, capsys):
             assert coco_mask.decode(s["segmentation"]).sum() == s["area"]
     tracked = set.intersection(*({s["id"] for s in line["segments"]} for line in lines))
     assert sum(classes[i] in ("disk", "box", "triangle", "ring") for i in tracked) >= 3
+
+
+def test_vpq_of_the_first_shot_is_the_documented_one():
+    documented = re.search(r"^\| 60 \| ([\d.]+) .* ([\d]+) \|$", RESULTS.read_text(), re.M)
+    predictor = Predictor(model_zoo.get_config("toy/spatialflow_toy_lite0.yaml", trained=True))
+    categories = predictor.categories
+    tracker, quality = PanopticTracker(categories), VideoPanopticQuality(categories.as_json())
+    for scene in video_frames(0, 60):
+        frame = np.ascontiguousarray(scene.image[:, :, ::-1])
+        ids, segments = tracker(frame, predict_frame(predictor, frame))
+        described = segments_as_json(ids, segments, categories)
+        quality.add(ids, described, scene.ids, list(scene.segments))
+    metrics = quality.metrics()
+    assert metrics["VPQ"] == pytest.approx(float(documented[1]), abs=0.3)
+    assert metrics["switches"] == int(documented[2])
 
 
 def test_demo_takes_a_video(toy_video, tmp_path):
