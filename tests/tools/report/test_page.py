@@ -157,7 +157,7 @@ def test_command(results, tmp_path, capsys):
     main([str(results), "--output", str(tmp_path / "new" / "page.html"), "--workers", "1"])
     page = (tmp_path / "new" / "page.html").read_text()
     assert page.startswith("<!DOCTYPE html>") and "scene0.jpg" in page
-    assert "page.html: 0.0 MB" in capsys.readouterr().out
+    assert "page.html: 0.1 MB" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
