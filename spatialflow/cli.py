@@ -29,6 +29,8 @@ COMMANDS = {
     "train": Command("train", "train a model, or go on with --resume"),
     "eval": Command("evaluate", "evaluate weights: PQ, AP and mIoU"),
     "demo": Command("demo", "segment pictures"),
+    "video": Command("video", "segment a video; ids stay with the object"),
+    "serve": Command("serve.command", "a page to drop a picture on, and an API"),
     "check": Command("check.command", "check a dataset before training on it"),
     "convert": Command("convert.command", "bring a dataset into COCO panoptic format"),
     "toy": Command("toy", "generate the toy scenes"),

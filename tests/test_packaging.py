@@ -84,10 +84,11 @@ def test_wheel__carries_commands_configs_weights_and_report_and_finds_them(tmp_p
 
     assert contents(carried) == contents(ROOT / "configs") != {}
     assert Path(carried, "lazy", "spatialflow_toy.py").is_file()
-    assets = Path("spatialflow", "tools", "report", "assets")
-    assert {f.name for f in (installed / assets).iterdir()} == {
-        f.name for f in (ROOT / assets).iterdir()
-    }
+    for folder in ("report/assets", "serve/static", "web"):
+        assets = Path("spatialflow", "tools", folder)
+        assert {f.name for f in (installed / assets).iterdir()} == {
+            f.name for f in (ROOT / assets).iterdir()
+        }
     assert (installed / "spatialflow_runtime" / "model.py").is_file()
     measured = Path("spatialflow", "tools", "zoo", "measured.json")
     assert (installed / measured).read_bytes() == (ROOT / measured).read_bytes()

@@ -19,7 +19,7 @@ from spatialflow.data import prepare_datasets
 from spatialflow.engine import Trainer
 from spatialflow.inference import load_model
 from spatialflow.model_zoo import shipped
-from spatialflow.tools import demo, toy
+from spatialflow.tools import toy, trained_config
 
 TOY = "toy/spatialflow_toy_lite0.yaml"
 CLASS_NAMES = {*toy.THINGS.values(), *toy.STUFF.values()}
@@ -100,7 +100,7 @@ def names_in(folder):
 def test_demo__nothing_named__the_default_model_and_its_class_names(
     datasets, tmp_path, monkeypatch, picture
 ):
-    monkeypatch.setattr(demo, "DEFAULT_MODEL", TOY)
+    monkeypatch.setattr(trained_config, "DEFAULT_MODEL", TOY)
     datasets(tmp_path / "none")
     output = tmp_path / "drawn"
     assert run_command("demo", ["--input", picture, "--output", str(output), "--json"]) == 0
@@ -124,7 +124,7 @@ def test_demo__config_alone__its_trained_weights(datasets, tmp_path, picture):
     ],
 )
 def test_demo__no_weights_for_the_default(opts, message, monkeypatch, tmp_path, picture, capsys):
-    monkeypatch.setattr(demo, "DEFAULT_MODEL", "COCO/spatialflow_R_50_20e.yaml")
+    monkeypatch.setattr(trained_config, "DEFAULT_MODEL", "COCO/spatialflow_R_50_20e.yaml")
     with pytest.raises(SystemExit) as stopped:
         run_command("demo", ["--input", picture, "--output", str(tmp_path), *opts])
     said = f"{stopped.value} {capsys.readouterr().err}"

@@ -14,7 +14,6 @@ from detectron2.config import CfgNode
 from detectron2.data import Metadata
 from detectron2.data import transforms as T
 from detectron2.structures import Instances
-from detectron2.utils.visualizer import Visualizer
 
 from spatialflow.config import (
     check_device,
@@ -23,15 +22,13 @@ from spatialflow.config import (
     read_key,
 )
 from spatialflow.data import Categories, PanopticMapper, dataset_categories, prepare_datasets
+from spatialflow.data.segments import segments_as_json
 from spatialflow.model_zoo.shipped import set_shipped_classes
 from spatialflow.modeling.adapters import configured_class
-from spatialflow.modeling.boxes import boxes_at
+from spatialflow.visualization import draw_panoptic, drawn_segments
 
 from . import load_model
 
-MAX_DRAWN_PIXELS = 2**21
-"""Larger pictures are drawn smaller; full HD is not. At 48 megapixels Detectron2's ``Visualizer``
-needs some ten times the time of the prediction, and 10 GB."""
 CHANNELS_TO_BGR = {1: cv2.COLOR_GRAY2BGR, 4: cv2.COLOR_BGRA2BGR}
 
 
@@ -134,24 +131,10 @@ class Predictor:
             output: what calling the predictor returned for the image.
 
         Returns:
-            uint8 in BGR order, of the picture's size, or reduced to :data:`MAX_DRAWN_PIXELS`.
+            (H, W, 3) uint8 in BGR order, of the picture's size.
         """
-        image = as_bgr(image)
-        size = drawn_size(*image.shape[:2])
-        image = cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA)
-        visualizer = Visualizer(image[:, :, ::-1], self.metadata)
-        if "panoptic_seg" in output:
-            panoptic_map, segments = output["panoptic_seg"]
-            panoptic_map = torch.from_numpy(resize_labels(panoptic_map.cpu().numpy(), size))
-            copies = [dict(s) for s in segments]  # the visualizer writes into them
-            drawn = visualizer.draw_panoptic_seg_predictions(panoptic_map, copies)
-        elif "instances" in output:
-            instances = _resized(output["instances"].to("cpu"), size)
-            drawn = visualizer.draw_instance_predictions(instances)
-        else:
-            labels = output["sem_seg"].argmax(dim=0).cpu().numpy()
-            drawn = visualizer.draw_sem_seg(torch.from_numpy(resize_labels(labels, size)))
-        return np.ascontiguousarray(drawn.get_image()[:, :, ::-1])
+        ids, segments = _segments_of(output)
+        return draw_panoptic(as_bgr(image), ids, drawn_segments(segments, self.categories))
 
     def segments(self, output: dict[str, Any]) -> list[dict[str, Any]]:
         """The segments of a picture in the dataset's terms, ready for JSON.
@@ -160,53 +143,37 @@ class Predictor:
             output: what calling the predictor returned, with ``panoptic_seg``.
 
         Returns:
-            A dict a segment: ``id`` (its value in the map), ``category_id`` (the dataset's),
-            ``category`` (its name), ``isthing``, ``score`` (things only), ``area`` in pixels and
-            ``bbox``, x, y, width, height.
+            See :func:`spatialflow.data.segments.segments_as_json`.
         """
         panoptic_map, segments = output["panoptic_seg"]
-        panoptic_map = panoptic_map.cpu().numpy()
-        described = []
-        for s in segments:
-            classes = self.categories.things if s["isthing"] else self.categories.stuff
-            category = classes[s["category_id"]]
-            mask = (panoptic_map == s["id"]).astype(np.uint8)
-            described.append(
-                {
-                    "id": int(s["id"]),
-                    "category_id": category.id,
-                    "category": category.name,
-                    "isthing": bool(s["isthing"]),
-                    **({"score": round(float(s["score"]), 4)} if s["isthing"] else {}),
-                    "area": int(mask.sum()),
-                    "bbox": list(cv2.boundingRect(mask)),
-                }
-            )
-        return described
+        return segments_as_json(panoptic_map.cpu().numpy(), segments, self.categories)
 
 
-def drawn_size(height: int, width: int) -> tuple[int, int]:
-    """Height and width at which a picture is drawn, of :data:`MAX_DRAWN_PIXELS` at most."""
-    scale = min(1.0, (MAX_DRAWN_PIXELS / (height * width)) ** 0.5)
-    return max(1, int(height * scale)), max(1, int(width * scale))
+def _segments_of(output: dict[str, Any]) -> tuple[np.ndarray, list[dict[str, Any]]]:
+    """A map (H, W) and its segments, to draw whatever a model makes of a picture."""
+    if "panoptic_seg" in output:
+        panoptic_map, segments = output["panoptic_seg"]
+        return panoptic_map.cpu().numpy(), segments
+    if "instances" in output:
+        return _layers(output["instances"].to("cpu"))
+    labels = output["sem_seg"].argmax(dim=0).cpu().numpy().astype(np.int32)
+    present = np.unique(labels).tolist()
+    return labels + 1, [{"id": i + 1, "isthing": False, "category_id": i} for i in present]
 
 
-def resize_labels(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """An (H, W) integer map at another height and width; every value is one that was there."""
-    labels = labels.astype(np.int32, copy=False)
-    return cv2.resize(labels, size[::-1], interpolation=cv2.INTER_NEAREST)
-
-
-def _resized(instances: Instances, size: tuple[int, int]) -> Instances:
-    """Instances with boxes and masks at another height and width of the picture."""
-    resized = Instances(size, **instances.get_fields())
-    resized.pred_boxes = boxes_at(instances, size)
-    if instances.has("pred_masks"):
-        masks = np.zeros((len(instances), *size), bool)
-        for mask, original in zip(masks, instances.pred_masks, strict=True):
-            mask[:] = resize_labels(original.numpy(), size)
-        resized.pred_masks = torch.from_numpy(masks)
-    return resized
+def _layers(instances: Instances) -> tuple[np.ndarray, list[dict[str, Any]]]:
+    """Instances as a map: the better one lies over the other; those without masks are frames."""
+    ids = np.zeros(instances.image_size, np.int32)
+    segments = []
+    for i in instances.scores.argsort().tolist():
+        if instances.has("pred_masks"):
+            ids[instances.pred_masks[i].numpy()] = i + 1
+        else:
+            x1, y1, x2, y2 = instances.pred_boxes.tensor[i].round().int().tolist()
+            cv2.rectangle(ids, (x1, y1), (x2, y2), i + 1, thickness=2)
+        category_id, score = int(instances.pred_classes[i]), float(instances.scores[i])
+        segments.append({"id": i + 1, "isthing": True, "category_id": category_id, "score": score})
+    return ids, segments
 
 
 def as_bgr(image: np.ndarray) -> np.ndarray:

@@ -10,26 +10,22 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from detectron2.config import CfgNode
 from tqdm import tqdm
 
-from spatialflow.config import load_config
 from spatialflow.data.mapper import read_image
 from spatialflow.data.targets import rgb_of_ids
 from spatialflow.errors import UsageError, UserError, message_for_user
 from spatialflow.inference.predictor import Predictor
-from spatialflow.model_zoo import config_name, get_checkpoint_url, get_config_file, shipped_configs
 from spatialflow.paths import refuse_overwriting
 from spatialflow.utils.command_parser import CommandParser, add_import_argument
 from spatialflow.utils.files import write_image
 
-IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm")
+from .trained_config import DEFAULT_MODEL, read_config, set_confidence
+from .video import add_confidence_argument, add_webcam_argument, follow_video
+from .video_files import images_in
+
 PICTURE, IDS, SEGMENTS = "_panoptic.png", "_ids.png", "_segments.json"
 """What a name of a result ends with."""
-
-
-DEFAULT_MODEL = "camvid/spatialflow_lite0.yaml"
-"""The config whose weights, which come with the project, are used when none is named."""
 
 EXAMPLES = """
 # the street model that comes with the project
@@ -37,6 +33,8 @@ EXAMPLES = """
 # a config with weights of yours, or without them those that come with the project
 %(prog)s --input street.jpg photos/ --output drawn --config-file configs/toy/spatialflow_toy.yaml \\
   --opts MODEL.WEIGHTS output/toy/model_final.pth
+# a video, or a webcam until Ctrl-C; `spatialflow video` has more options
+%(prog)s --video-input street.mp4 --output drawn
 # segments and maps of ids too
 %(prog)s --input 'photos/*.png' --output drawn --json --config-file C --opts MODEL.WEIGHTS W
 """
@@ -48,10 +46,13 @@ def parser() -> CommandParser:
         prog="spatialflow demo", examples=EXAMPLES, description="Segment pictures."
     )
     add_import_argument(parser)
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--input", nargs="+", help="image files, folders of images, or globs")
+    source.add_argument("--video-input", type=Path, help="a video file")
+    add_webcam_argument(source)
     parser.add_argument(
-        "--input", nargs="+", required=True, help="image files, folders of images, or globs"
+        "--output", required=True, type=Path, help="folder of the results; of a video also its file"
     )
-    parser.add_argument("--output", required=True, type=Path, help="folder of the results")
     parser.add_argument(
         "--config-file",
         help=f"config the weights belong to (default: {DEFAULT_MODEL} with its trained weights)",
@@ -61,6 +62,7 @@ def parser() -> CommandParser:
         action="store_true",
         help="also write NAME_segments.json and NAME_ids.png, the map of ids in COCO's coding",
     )
+    add_confidence_argument(parser)
     parser.add_argument(
         "--opts",
         nargs=argparse.REMAINDER,
@@ -68,37 +70,6 @@ def parser() -> CommandParser:
         help="KEY VALUE overrides, last on the line, such as MODEL.WEIGHTS w.pth MODEL.DEVICE cpu",
     )
     return parser
-
-
-def read_config(config_file: str | None, opts: list[str]) -> CfgNode:
-    """The config; without weights in the overrides, with those that come with the project.
-
-    Args:
-        config_file: path of a config, or None for :data:`DEFAULT_MODEL`.
-        opts: ``KEY VALUE ...`` overrides.
-
-    Raises:
-        UsageError: weights without a config.
-        UserError: no config is named and the weights of the default one are not there.
-    """
-    weights_named = "MODEL.WEIGHTS" in opts[::2]
-    if config_file is None and weights_named:
-        raise UsageError(
-            "MODEL.WEIGHTS needs the --config-file that the weights were trained with."
-        )
-    if config_file is None:
-        if DEFAULT_MODEL not in shipped_configs():
-            raise UserError(
-                f"The weights of the default model, {DEFAULT_MODEL}, do not come with this "
-                "version. Name another config: --config-file, with its weights in --opts "
-                f"MODEL.WEIGHTS, or one of {', '.join(shipped_configs())}, whose weights do."
-            )
-        config_file = get_config_file(DEFAULT_MODEL)
-    cfg = load_config(config_file, opts)
-    name = config_name(config_file)
-    if not weights_named and name in shipped_configs():
-        cfg.MODEL.WEIGHTS = get_checkpoint_url(name)
-    return cfg
 
 
 def find_images(inputs: list[str], output: Path) -> list[Path]:
@@ -117,7 +88,7 @@ def find_images(inputs: list[str], output: Path) -> list[Path]:
     for name in inputs:
         path = Path(name)
         if path.is_dir():
-            files = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_ENDINGS)
+            files = images_in(path)
         else:
             files = [path] if path.is_file() else sorted(map(Path, glob.glob(name, recursive=True)))
         if not files:
@@ -190,12 +161,20 @@ def problem_of(
 
 
 def run(args: argparse.Namespace) -> int:
-    """Segment the pictures; returns the exit code, 1 when one could not be read or segmented."""
+    """Segment the pictures or the video.
+
+    Returns:
+        The exit code, 1 when a picture could not be read or segmented.
+    """
+    if args.input is None:
+        return run_video(args)
     images = find_images(args.input, args.output)
     outputs = [args.output / name for name in output_names(images)]
     written = [path for output in outputs for path in paths_of_results(output, args.json)]
     refuse_overwriting(written, images)
-    predictor = Predictor(read_config(args.config_file, args.opts))
+    cfg = read_config(args.config_file, args.opts)
+    set_confidence(cfg, args.confidence_threshold)
+    predictor = Predictor(cfg)
     args.output.mkdir(parents=True, exist_ok=True)
     failed = 0
     for image_file, output in tqdm(list(zip(images, outputs, strict=True)), unit="image"):
@@ -205,3 +184,14 @@ def run(args: argparse.Namespace) -> int:
             failed += 1
     print(f"{len(images) - failed} of {len(images)} images segmented, in {args.output}")
     return int(failed > 0)
+
+
+def run_video(args: argparse.Namespace) -> int:
+    """Segment a video or the frames of a webcam; returns the exit code."""
+    if args.json:
+        raise UsageError("--json is for --input; a video always has its segments beside it.")
+    source = args.webcam if args.video_input is None else args.video_input
+    name = "webcam" if args.video_input is None else args.video_input.stem
+    # As in Detectron2's demo a file or a folder.
+    output = args.output if args.output.suffix else args.output / f"{name}_panoptic.mp4"
+    return follow_video(args, source, output)

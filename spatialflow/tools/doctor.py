@@ -92,6 +92,7 @@ REQUIRED_MODULES = (
     "pycocotools",
     "cv2",
     "kornia_rs",
+    "scipy",
     "cityscapesscripts",
     "shapely",
     "tensorboard",
@@ -106,6 +107,9 @@ OPTIONAL_MODULES = {
     "onnxruntime": ("running ONNX files, and 8 bits", "export"),
     "openvino": ("models for OpenVINO, the fastest on a CPU", "export"),
     "panopticapi": ("Detectron2's own COCOPanopticEvaluator", "panopticapi"),
+    "starlette": ("spatialflow serve", "serve"),
+    "uvicorn": ("spatialflow serve", "serve"),
+    "prometheus_client": ("spatialflow serve", "serve"),
 }
 
 

@@ -3,57 +3,56 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
-import torch
-from detectron2.data import Metadata
-from detectron2.utils.visualizer import Visualizer
 from tqdm import tqdm
 
 from spatialflow.config import load_config
-from spatialflow.data import load_dataset_dicts, prepare_datasets
+from spatialflow.data import Categories, load_dataset_dicts, prepare_datasets
 from spatialflow.data.mapper import read_image
 from spatialflow.data.targets import read_panoptic_png
 from spatialflow.errors import UsageError
-from spatialflow.inference.predictor import Predictor, drawn_size, resize_labels
+from spatialflow.inference.predictor import Predictor
 from spatialflow.paths import refuse_overwriting
 from spatialflow.utils.command_parser import CommandParser, add_import_argument
 from spatialflow.utils.files import write_image
+from spatialflow.visualization import draw_panoptic, drawn_segments
 
 MIN_HEIGHT = 400
 """Smaller images are enlarged before drawing, so that the labels can be read."""
 
 
-def draw_panoptic(
-    image: np.ndarray, panoptic: np.ndarray, segments: list[dict[str, Any]], metadata: Metadata
+def enlarge(pixels: np.ndarray, interpolation: int) -> np.ndarray:
+    """An image or map (H, W, ...), by a whole number so that it has :data:`MIN_HEIGHT`."""
+    scale = max(1, -(-MIN_HEIGHT // len(pixels)))
+    return cv2.resize(pixels, None, fx=scale, fy=scale, interpolation=interpolation)
+
+
+def draw_enlarged(
+    image: np.ndarray, ids: np.ndarray, segments: Sequence[dict[str, Any]], categories: Categories
 ) -> np.ndarray:
-    """The segments drawn over an image.
+    """The segments drawn over an image that is enlarged first, if it is low.
 
     Args:
-        image: (H, W, 3) uint8 RGB.
-        panoptic: (H, W) segment ids, 0 for void.
-        segments: dicts with ``id``, ``isthing`` and ``category_id`` (thing class or stuff label).
-        metadata: names and colours of classes and labels.
+        image: (H, W, 3) uint8 BGR.
+        ids: (H, W) segment ids, 0 for void.
+        segments: see :func:`spatialflow.visualization.drawn_segments`.
+        categories: the classes.
 
     Returns:
-        RGB uint8, enlarged by a whole number where the image is low, and reduced where it would
-        have more pixels than :func:`spatialflow.inference.predictor.drawn_size` allows.
+        BGR uint8.
     """
-    height, width = image.shape[:2]
-    scale = max(1, -(-MIN_HEIGHT // height))
-    size = drawn_size(height * scale, width * scale)
-    interpolation = cv2.INTER_CUBIC if size[0] > height else cv2.INTER_AREA
-    image = cv2.resize(image, size[::-1], interpolation=interpolation)
-    ids = torch.from_numpy(resize_labels(panoptic, size))
-    drawn = Visualizer(image, metadata).draw_panoptic_seg(ids, segments)
-    return drawn.get_image()
+    large = enlarge(image, cv2.INTER_CUBIC)
+    large_ids = enlarge(ids.astype(np.int32, copy=False), cv2.INTER_NEAREST)
+    return draw_panoptic(large, large_ids, drawn_segments(segments, categories))
 
 
 def side_by_side(panels: dict[str, np.ndarray]) -> np.ndarray:
-    """RGB panels of one height next to each other, each below its title."""
+    """BGR panels of one height next to each other, each below its title."""
     titled = []
     for title, panel in panels.items():
         bar = np.full((32, panel.shape[1], 3), 255, np.uint8)
@@ -82,21 +81,19 @@ def entries_to_draw(dataset: str, output: Path, num_images: int) -> list[dict[st
 
 def draw_results(predictor: Predictor, entries: list[dict[str, Any]], output: Path) -> None:
     """Write one picture for each dataset dict into a folder."""
-    metadata = predictor.metadata
+    categories = predictor.categories
     output.mkdir(parents=True, exist_ok=True)
     for entry in tqdm(entries, desc="Drawing"):
-        image = read_image(entry["file_name"], "BGR")
+        image = np.ascontiguousarray(read_image(entry["file_name"], "BGR"))
         panoptic, segments = predictor.panoptic(image)["panoptic_seg"]
-        rgb = np.ascontiguousarray(image[:, :, ::-1])
         truth = read_panoptic_png(entry["pan_seg_file_name"])
-        nothing = np.zeros_like(truth)
         panels = {
-            "image": draw_panoptic(rgb, nothing, [], metadata),
-            "ground truth": draw_panoptic(rgb, truth, entry["segments_info"], metadata),
-            "prediction": draw_panoptic(rgb, panoptic.cpu().numpy(), segments, metadata),
+            "image": enlarge(image, cv2.INTER_CUBIC),
+            "ground truth": draw_enlarged(image, truth, entry["segments_info"], categories),
+            "prediction": draw_enlarged(image, panoptic.cpu().numpy(), segments, categories),
         }
         path = path_of_picture(entry, output)
-        write_image(str(path), side_by_side(panels)[:, :, ::-1])
+        write_image(str(path), side_by_side(panels))
 
 
 EXAMPLES = """

@@ -28,7 +28,7 @@ THINGS = {1: "disk", 2: "box", 3: "triangle", 5: "ring"}
 STUFF = {11: "stripes", 12: "checker", 14: "dots", 15: "noise"}
 SPLITS = ("train", "val")
 
-_THING_COLORS = {1: (200, 60, 50), 2: (60, 80, 200), 3: (220, 190, 50), 5: (190, 70, 190)}
+THING_COLORS = {1: (200, 60, 50), 2: (60, 80, 200), 3: (220, 190, 50), 5: (190, 70, 190)}
 _STUFF_COLORS = {11: (70, 130, 70), 12: (120, 120, 120), 14: (140, 100, 60), 15: (70, 140, 150)}
 _VERSION = 1  # to be raised with every change of the scenes
 _MAX_COVER = 40  # percent of what is visible of a shape that one more shape may cover
@@ -66,15 +66,15 @@ class Scene:
 def make_scene(seed: int, split: str, number: int) -> Scene:
     """The scene of a number in a split; depends on nothing but the arguments."""
     scene = Scene(np.random.RandomState([seed, SPLITS.index(split), number]))
-    _paint_ground(scene)
+    paint_ground(scene)
     if scene.draw(0, 3) == 0:
         _paint_crowd(scene)
     for _ in range(scene.draw(2, 5)):
         _paint_shape(scene)
-    _add_noise(scene)
+    add_noise(scene)
     if scene.draw(0, 3) == 0:
         _paint_border(scene)
-    _forget_remnants(scene)
+    forget_remnants(scene)
     return scene
 
 
@@ -95,21 +95,35 @@ def generate(root: str, train: int = 400, val: int = 60, seed: int = 0) -> None:
             "info": _info(seed, count),
             "images": [],
             "annotations": [],
-            "categories": _categories(),
+            "categories": categories(),
         }
         for number in tqdm(range(count), desc=f"toy scenes, {split}", unit="scene"):
             scene = make_scene(seed, split, number)
-            name = f"{number:05}.png"
-            _write_png(image_root / name, scene.image)
-            ids = scene.ids[..., None] >> np.array([0, 8, 16])
-            _write_png(panoptic_root / name, (ids & 255).astype(np.uint8))
-            image = {"id": number, "file_name": name, "height": HEIGHT, "width": WIDTH}
-            content["images"].append(image)
-            content["annotations"].append(
-                {"image_id": number, "file_name": name, "segments_info": _segments_info(scene)}
-            )
+            write_scene(scene, number, image_root, panoptic_root, content)
         # The JSON comes last: a split that has one is complete.
         panoptic_json.write_text(json.dumps(content, separators=(",", ":")), newline="\n")
+
+
+def write_scene(
+    scene: Scene, number: int, image_root: Path, panoptic_root: Path, content: dict[str, Any]
+) -> None:
+    """Write the image and the PNG of a scene, and add it to a panoptic JSON.
+
+    Args:
+        scene: the scene.
+        number: its image id, and the name of its files.
+        image_root, panoptic_root: folders that are there.
+        content: the JSON, to whose ``images`` and ``annotations`` it is appended.
+    """
+    name = f"{number:05}.png"
+    _write_png(image_root / name, scene.image)
+    ids = scene.ids[..., None] >> np.array([0, 8, 16])
+    _write_png(panoptic_root / name, (ids & 255).astype(np.uint8))
+    image = {"id": number, "file_name": name, "height": HEIGHT, "width": WIDTH}
+    content["images"].append(image)
+    content["annotations"].append(
+        {"image_id": number, "file_name": name, "segments_info": _segments_info(scene)}
+    )
 
 
 def ensure_toy_dataset(
@@ -127,7 +141,8 @@ def ensure_toy_dataset(
             return generate(root, train, val, seed)
 
 
-def _paint_ground(scene: Scene) -> None:
+def paint_ground(scene: Scene) -> None:
+    """Paint one to three regions of stuff."""
     labels = scene.rng.permutation(sorted(STUFF))[: scene.draw(1, 3)]
     region = np.zeros((HEIGHT, WIDTH), np.int32)
     for i in range(1, len(labels)):
@@ -163,7 +178,7 @@ def _texture(scene: Scene, category_id: int) -> np.ndarray:
     return (color + (2 * lit[..., None].astype(np.int64) - 1) * 25).clip(0, 255).astype(np.uint8)
 
 
-def _shape(name: str, x: int, y: int, rx: int, ry: int) -> np.ndarray:
+def shape_mask(name: str, x: int, y: int, rx: int, ry: int) -> np.ndarray:
     """(H, W) bool mask of a shape with half sides rx, ry around (x, y)."""
     dx, dy = np.abs(_col - x), _row - y
     if name == "box":
@@ -179,7 +194,7 @@ def _paint_shape(scene: Scene) -> None:
     category_id = sorted(THINGS)[scene.draw(0, len(THINGS) - 1)]
     for _ in range(10):
         x, y = scene.draw(8, WIDTH - 9), scene.draw(8, HEIGHT - 9)
-        mask = _shape(THINGS[category_id], x, y, scene.draw(10, 26), scene.draw(10, 26))
+        mask = shape_mask(THINGS[category_id], x, y, scene.draw(10, 26), scene.draw(10, 26))
         if mask.sum() >= 4 * _MIN_VISIBLE and not _covers_too_much(scene, mask):
             _fill(scene, mask, category_id)
             scene.add_segment(mask, category_id)
@@ -193,7 +208,7 @@ def _paint_crowd(scene: Scene) -> None:
     crowd = np.zeros((HEIGHT, WIDTH), bool)
     for _ in range(scene.draw(12, 18)):
         x, y = x0 + scene.draw(4, 43), y0 + scene.draw(4, 31)
-        mask = _shape(THINGS[category_id], x, y, 4, 4)
+        mask = shape_mask(THINGS[category_id], x, y, 4, 4)
         _fill(scene, mask, category_id)
         crowd |= mask
     scene.add_segment(crowd, category_id, iscrowd=1)
@@ -208,17 +223,27 @@ def _covers_too_much(scene: Scene, mask: np.ndarray) -> bool:
 
 
 def _fill(scene: Scene, mask: np.ndarray, category_id: int) -> None:
-    """Paint a shape in its class's colour, with a dark outline."""
+    fill_outlined(scene.image, mask, scene.color(THING_COLORS[category_id], 30))
+
+
+def fill_outlined(image: np.ndarray, mask: np.ndarray, color: np.ndarray) -> None:
+    """Paint a shape with a dark outline.
+
+    Args:
+        image: (H, W, 3) uint8, changed in place.
+        mask: (H, W) bool.
+        color: (3,) RGB.
+    """
     inner = mask.copy()
     for axis in (0, 1):
         for shift in (1, -1):
             inner &= np.roll(mask, shift, axis)
-    color = scene.color(_THING_COLORS[category_id], 30)
-    scene.image[mask] = color // 3
-    scene.image[inner] = color
+    image[mask] = color // 3
+    image[inner] = color
 
 
-def _add_noise(scene: Scene) -> None:
+def add_noise(scene: Scene) -> None:
+    """Add noise to the image of a scene."""
     noise = scene.rng.randint(-12, 13, scene.image.shape, dtype=np.int64)
     scene.image = (scene.image + noise).clip(0, 255).astype(np.uint8)
 
@@ -231,7 +256,7 @@ def _paint_border(scene: Scene) -> None:
     scene.ids[border] = 0
 
 
-def _forget_remnants(scene: Scene) -> None:
+def forget_remnants(scene: Scene) -> None:
     """Make segments void of which too little is visible."""
     for segment in list(scene.segments):
         mask = scene.ids == segment["id"]
@@ -249,10 +274,11 @@ def _segments_info(scene: Scene) -> list[dict[str, Any]]:
     return segments
 
 
-def _categories() -> list[dict[str, Any]]:
+def categories() -> list[dict[str, Any]]:
+    """The classes as entries of ``categories`` in a panoptic JSON."""
     return [
         {"id": id_, "name": name, "isthing": isthing, "color": list(colors[id_])}
-        for names, colors, isthing in ((THINGS, _THING_COLORS, 1), (STUFF, _STUFF_COLORS, 0))
+        for names, colors, isthing in ((THINGS, THING_COLORS, 1), (STUFF, _STUFF_COLORS, 0))
         for id_, name in names.items()
     ]
 
@@ -294,17 +320,30 @@ def parser() -> CommandParser:
     """Where to write the scenes, and how many."""
     parser = CommandParser(
         prog="spatialflow toy",
-        examples="%(prog)s\n%(prog)s --root /data --train 1000 --val 100",
+        examples="%(prog)s\n%(prog)s --root /data --train 1000 --val 100\n%(prog)s --video 600",
         description="Generate the toy scenes: toy_panoptic_train and toy_panoptic_val.",
     )
     parser.add_argument("--root", default=datasets_root(), help="datasets folder (%(default)s)")
     parser.add_argument("--train", type=int, default=400, help="number of training scenes")
     parser.add_argument("--val", type=int, default=60, help="number of validation scenes")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--video",
+        type=int,
+        metavar="FRAMES",
+        help="a video of moving shapes in place of the scenes: its frames, and panoptic PNGs with "
+        "ids that stay",
+    )
     return parser
 
 
 def run(args: argparse.Namespace) -> None:
-    """Write the scenes."""
+    """Write the scenes, or the video."""
+    if args.video is not None:
+        from .toy_video import VIDEO_FOLDERS, generate_video
+
+        generate_video(args.root, args.video, args.seed)
+        print(f"Toy video written to {os.path.join(args.root, VIDEO_FOLDERS[0])}.")
+        return
     generate(args.root, args.train, args.val, args.seed)
     print(f"Toy scenes written to {os.path.join(args.root, 'toy')}.")

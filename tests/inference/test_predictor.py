@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from detectron2.modeling import build_model
-from detectron2.utils.visualizer import Visualizer
+from detectron2.structures import Boxes, Instances
 from panopticapi.utils import rgb2id
 from PIL import Image
 from tiny_runs import CONFIG, tiny_config, tiny_overrides
@@ -19,7 +19,6 @@ from tiny_runs import CONFIG, tiny_config, tiny_overrides
 from spatialflow import Predictor
 from spatialflow.config import load_config
 from spatialflow.data import build_test_loader
-from spatialflow.inference.predictor import MAX_DRAWN_PIXELS, drawn_size
 
 COMBINE = "MODEL.PANOPTIC_FPN.COMBINE.ENABLED"
 DEMO = str(Path(__file__).resolve().parents[2] / "demo.py")
@@ -148,44 +147,18 @@ def test_drawing_changes_the_picture_and_not_the_output(predictor, image):
         assert drawn.shape == image.shape and (drawn != image).any()
 
 
-@pytest.mark.parametrize("limit", [2**21, 40 * 50])
-@pytest.mark.parametrize("kind", ["panoptic_seg", "instances"])
-def test_large_pictures_are_drawn_smaller(monkeypatch, predictor, image, limit, kind):
-    """What is drawn has the limit's size, with masks and boxes in their places."""
-    monkeypatch.setattr("spatialflow.inference.predictor.MAX_DRAWN_PIXELS", limit)
-    seen = {}
-
-    def record(visualizer, drawn, *_):
-        seen.update(visualizer=visualizer, drawn=drawn)
-        return visualizer.output
-
-    name = (
-        "draw_panoptic_seg_predictions" if kind == "panoptic_seg" else "draw_instance_predictions"
-    )
-    monkeypatch.setattr(Visualizer, name, record)
-    output = {kind: predictor(image)[kind]}
-    drawn = predictor.draw(image, output)
-    height, width = (128, 160) if limit == 2**21 else (40, 50)
-    assert drawn.shape == seen["visualizer"].img.shape == (height, width, 3)
-    rows, columns = np.arange(height) * 128 // height, np.arange(width) * 160 // width
-    if kind == "panoptic_seg":
-        expected = output[kind][0].numpy()[rows][:, columns]
-        np.testing.assert_array_equal(seen["drawn"], expected)
-    else:
-        before, after = output[kind], seen["drawn"]
-        assert len(before) > 1 and after.image_size == (height, width)
-        masks = np.stack([np.asarray(m) for m in before.pred_masks])
-        np.testing.assert_array_equal(after.pred_masks, masks[:, rows][:, :, columns])
-        expected = before.pred_boxes.tensor * width / 160
-        torch.testing.assert_close(after.pred_boxes.tensor, expected)
-
-
-def test_pictures_of_any_shape_have_a_size_to_draw():
-    assert drawn_size(1080, 1920) == (1080, 1920)
-    for size in ((6000, 8000), (1, 10**7), (10**7, 1), (3, 5), (30_000, 70)):
-        height, width = drawn_size(*size)
-        assert 1 <= height <= size[0] and 1 <= width <= size[1]
-        assert height * width <= MAX_DRAWN_PIXELS or 1 in (height, width)
+def test_instances_of_a_model_without_merge_lie_over_each_other_by_score(predictor):
+    image = np.zeros((40, 60, 3), np.uint8)
+    masks = torch.zeros(2, 40, 60, dtype=torch.bool)
+    masks[0, 5:35, 5:40], masks[1, 5:35, 20:55] = True, True
+    boxes = Boxes(torch.tensor([[5.0, 5, 40, 35], [20, 5, 55, 35]]))
+    fields = {"scores": torch.tensor([0.9, 0.5]), "pred_classes": torch.tensor([0, 1])}
+    found = Instances((40, 60), pred_boxes=boxes, pred_masks=masks, **fields)
+    drawn = predictor.draw(image, {"instances": found})
+    assert (drawn[7, 10] == drawn[7, 37]).all() and (drawn[7, 37] != drawn[7, 50]).any()
+    found.remove("pred_masks")
+    frames = predictor.draw(image, {"instances": found})
+    assert frames[10, 5].any() and not frames[12, 12].any()  # a frame, nothing within
 
 
 def test_without_the_dataset_classes_are_numbered(overrides, predictor, image, tmp_path):

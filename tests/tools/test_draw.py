@@ -2,12 +2,10 @@
 
 import numpy as np
 import pytest
-from detectron2.data import Metadata
 from tiny_runs import CONFIG, tiny_overrides
 
 from spatialflow.cli import run_command
 from spatialflow.data import Categories
-from spatialflow.inference import predictor
 from spatialflow.tools import draw
 
 CATEGORIES = Categories.from_json(
@@ -18,25 +16,15 @@ CATEGORIES = Categories.from_json(
 )
 
 
-def test_segments_are_drawn_and_void_is_left_alone():
+def test_low_images_are_enlarged_with_their_segments():
     image = np.full((100, 120, 3), 128, np.uint8)
-    panoptic = np.zeros((100, 120), np.int32)
-    panoptic[:50] = 7
+    ids = np.zeros((100, 120), np.int32)
+    ids[:50] = 7
     segments = [{"id": 7, "isthing": False, "category_id": 1, "area": 6000}]
-    metadata = Metadata(**CATEGORIES.as_metadata())
-    drawn = draw.draw_panoptic(image, panoptic, segments, metadata)
-    assert drawn.shape == (400, 480, 3)  # four times as high, so that labels can be read
-    assert (drawn[300:] == 128).mean() > 0.99
-    top = drawn[20:100, 20:200].reshape(-1, 3).mean(0)
-    assert top[1] > 150 > 100 > top[0]  # green, by the category's colour
-
-
-def test_pictures_of_large_images_are_reduced(monkeypatch):
-    monkeypatch.setattr(predictor, "MAX_DRAWN_PIXELS", 500 * 600)
-    nothing = np.zeros((1000, 1200), np.int32)
-    image = np.full((1000, 1200, 3), 128, np.uint8)
-    drawn = draw.draw_panoptic(image, nothing, [], Metadata(**CATEGORIES.as_metadata()))
-    assert drawn.shape == (500, 600, 3)
+    drawn = draw.draw_enlarged(image, ids, segments, CATEGORIES)
+    assert drawn.shape == (400, 480, 3)  # four times as high, so that names can be read
+    assert (drawn[201:] == 128).all()
+    assert (drawn[:199] != 128).any(axis=2).all()
 
 
 @pytest.mark.parametrize("folder", ["val", "panoptic_val"])

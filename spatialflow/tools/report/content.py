@@ -137,7 +137,6 @@ def _histogram(qualities: Sequence[float]) -> list[int]:
 def _images(
     saved: SavedEvaluation, outcomes: list[ImageOutcome], qualities: list[dict], pictures: int
 ) -> dict[str, list[dict]]:
-    numbers = _class_numbers(saved)
     chosen = best_and_worst([q["pq"] for q in qualities], pictures)
     bar = tqdm(total=sum(map(len, chosen)), unit="picture")
     shown: dict[str, list[dict]] = {}
@@ -145,7 +144,7 @@ def _images(
         shown[kind] = []
         for i in indices:
             image = saved.images[i]
-            drawn = draw_image(image, outcomes[i], numbers)
+            drawn = draw_image(image, outcomes[i], saved.categories)
             name = Path(image.file_name).name
             shown[kind].append({"name": name, **qualities[i], **drawn})
             bar.update()

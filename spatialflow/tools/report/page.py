@@ -8,13 +8,19 @@ import html
 import json
 import os
 import re
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from spatialflow.utils.files import atomic_write
 
-_SCRIPTS = ("common.js", "summary.js", "classes.js", "confusions.js", "images.js")
+_STYLES = ("web/theme.css", "report/assets/page.css")
+_SCRIPTS = (
+    "web/elements.js",
+    "web/paint.js",
+    *(f"report/assets/{n}.js" for n in ("common", "summary", "classes", "confusions", "images")),
+)
 
 
 def write_page(content: dict[str, Any], path: str | os.PathLike) -> None:
@@ -36,9 +42,7 @@ def render_page(content: dict[str, Any]) -> str:
     them into the page as text only, and the page's policy lets no other script run and nothing be
     loaded from anywhere.
     """
-    assets = resources.files("spatialflow.tools.report") / "assets"
-    style = (assets / "page.css").read_text(encoding="utf-8")
-    script = "".join((assets / name).read_text(encoding="utf-8") for name in _SCRIPTS)
+    style, script = _joined(_STYLES), _joined(_SCRIPTS)
     policy = (
         f"default-src 'none'; img-src data:; style-src {_hash(style)}; script-src {_hash(script)}"
     )
@@ -49,9 +53,15 @@ def render_page(content: dict[str, Any]) -> str:
         "data": _json_for_html(content),
         "script": script,
     }
-    template = (assets / "page.html").read_text(encoding="utf-8")
+    template = _joined(["report/assets/page.html"])
     # In one pass, so that nothing is filled into what was filled in.
     return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], template)
+
+
+def _joined(names: Sequence[str]) -> str:
+    """The text of files of this package, one after the other."""
+    tools = resources.files("spatialflow.tools")
+    return "".join((tools / name).read_text(encoding="utf-8") for name in names)
 
 
 def _json_for_html(content: dict[str, Any]) -> str:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
 
+from spatialflow.data.categories import Category
 from spatialflow.data.mapper import read_image
 from spatialflow.data.targets import index_map
 from spatialflow.utils.runs import runs
+from spatialflow.visualization import segment_colors
 
 from .outcomes import ImageOutcome, describe_segments, read_maps
 from .saved import SavedImage
@@ -20,26 +22,30 @@ MAX_SIDE = 640
 _JPEG_QUALITY = 80
 
 
-def draw_image(image: SavedImage, outcome: ImageOutcome, class_number: Mapping[int, int]) -> dict:
+def draw_image(image: SavedImage, outcome: ImageOutcome, categories: Sequence[Category]) -> dict:
     """Everything the page shows of one image.
 
     Args:
         image: its files are read here.
         outcome: the outcome of its segments.
-        class_number: number of the class in the page, by category id.
+        categories: the classes in the order of the page.
 
     Returns:
         ``width``, ``height`` of the pictures; ``photo``, a JPEG as data URI, None where the image
         file cannot be read; ``truth`` and ``predicted``: ``runs``, see :func:`encode_runs`, and
-        ``segments``, see :func:`spatialflow.tools.report.outcomes.describe_segments`.
+        ``segments``, see :func:`spatialflow.tools.report.outcomes.describe_segments`, with the
+        number of their ``class`` in the page and their ``color``.
     """
     maps = read_maps(image)
     described = describe_segments(outcome, *maps, image)
     size = _reduced_size(maps[0])
+    class_number = {c.id: i for i, c in enumerate(categories)}
     sides = {}
     for side, ids, segments in zip(("truth", "predicted"), maps, described, strict=True):
         for s in segments:
             s["class"] = class_number[s.pop("category_id")]
+        colors = segment_colors([categories[s["class"]] for s in segments])
+        segments = [{**s, "color": color} for s, color in zip(segments, colors, strict=True)]
         source = image.truth_segments if side == "truth" else image.segments
         index = index_map(ids, source, image.truth_png if side == "truth" else image.png)
         small = cv2.resize(index, size, interpolation=cv2.INTER_NEAREST)

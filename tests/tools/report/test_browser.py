@@ -1,27 +1,11 @@
 """The page in a real Chromium, opened from the file."""
 
-import shutil
-
 import pytest
 from saved_run import EVIL, NAME
 
 from spatialflow.tools.report import build_content, read_saved, write_page
 
 playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
-
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-
-
-@pytest.fixture(scope="module")
-def browser():
-    program = next(filter(None, map(shutil.which, NAMES)), None)
-    if program is None:
-        pytest.skip("no Chromium on the PATH; on Debian: apt-get install chromium")
-    # Playwright runs an event loop; its driver is not to outlive the tests.
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=program)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")

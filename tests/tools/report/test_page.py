@@ -12,7 +12,7 @@ from functools import partial
 import cv2
 import numpy as np
 import pytest
-from saved_run import EVIL, IDS
+from saved_run import EVIL, SKY
 
 from spatialflow.cli import run_command
 from spatialflow.tools.report import build_content, read_saved
@@ -55,14 +55,16 @@ def test_picture_is_reduced_and_keeps_its_segments(tmp_path, saved):
     large[:1000, :, 0] = 7  # segment 7 in the upper half
     for name in ("photo.jpg", "map.png"):
         cv2.imwrite(str(tmp_path / name), large[..., ::-1])
-    png, segments = str(tmp_path / "map.png"), [{"id": 7, "category_id": 9}]
+    png, segments = str(tmp_path / "map.png"), [{"id": 7, "category_id": SKY}]
     image = replace(image, truth_png=png, png=png, truth_segments=segments, segments=segments)
     image = replace(image, file_name=str(tmp_path / "photo.jpg"))
-    drawn = draw_image(image, match_image(image), {9: 2})
+    drawn = draw_image(image, match_image(image), saved.categories)
     assert (drawn["width"], drawn["height"]) == (MAX_SIDE // 2, MAX_SIDE)
     index = decode_runs(drawn["truth"]["runs"], MAX_SIDE // 2)
     assert (index[: MAX_SIDE // 2] == 1).all() and not index[MAX_SIDE // 2 :].any()
-    assert [s["class"] for s in drawn["predicted"]["segments"]] == [2]
+    sky = next(i for i, c in enumerate(saved.categories) if c.id == SKY)
+    described = [(s["class"], s["color"]) for s in drawn["predicted"]["segments"]]
+    assert described == [(sky, saved.categories[sky].color)]
     jpeg = base64.b64decode(drawn["photo"].removeprefix("data:image/jpeg;base64,"))
     assert cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR).shape == (640, 320, 3)
 
@@ -70,10 +72,9 @@ def test_picture_is_reduced_and_keeps_its_segments(tmp_path, saved):
 def test_image_file_that_cannot_be_read(tmp_path, saved):
     image = replace(saved.images[0], file_name=str(tmp_path / "absent.jpg"))
     outcome = match_image(image)
-    numbers = {i: n for n, i in enumerate(IDS)}
-    assert draw_image(image, outcome, numbers)["photo"] is None
+    assert draw_image(image, outcome, saved.categories)["photo"] is None
     (tmp_path / "absent.jpg").write_text("no image")
-    assert draw_image(image, outcome, numbers)["photo"] is None
+    assert draw_image(image, outcome, saved.categories)["photo"] is None
 
 
 @pytest.mark.parametrize(
@@ -156,7 +157,7 @@ def test_command(results, tmp_path, capsys):
     main([str(results), "--output", str(tmp_path / "new" / "page.html"), "--workers", "1"])
     page = (tmp_path / "new" / "page.html").read_text()
     assert page.startswith("<!DOCTYPE html>") and "scene0.jpg" in page
-    assert "page.html: 0.0 MB" in capsys.readouterr().out
+    assert "page.html: 0.1 MB" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -26,32 +26,17 @@ function stateColor(state) {
   return color.match(/[\d.]+/g).slice(0, 3).map(Number);
 }
 
-/** RGB of each segment: its class's colour, or that of what became of it. */
+/** RGB of each segment: a shade of its class's colour, or that of what became of it. */
 function segmentColors(segments) {
-  if (chosen("paint") === "class") return segments.map((s) => data.classes[s.class].color);
+  if (chosen("paint") === "class") return segments.map((s) => s.color);
   const colors = Object.fromEntries(Object.keys(STATES).map((s) => [s, stateColor(s)]));
   return segments.map((s) => colors[s.state]);
 }
 
 /** Paint a map over the photograph; with a segment to point out, the others fade. */
-function paint(panel, pointed) {
-  const { canvas, map, segments } = panel;
-  const { width, height } = canvas;
-  const context = canvas.getContext("2d");
-  const pixels = context.createImageData(width, height);
-  // One number a pixel, many times faster than four; browsers run on little-endian machines only.
-  const packed = new Uint32Array(pixels.data.buffer);
-  const opaque = segmentColors(segments).map(([r, g, b]) => (b << 16) | (g << 8) | r);
-  for (let i = 0; i < map.length; i++) {
-    const value = map[i];
-    const right = (i + 1) % width ? map[i + 1] : value;
-    const below = i + width < map.length ? map[i + width] : value;
-    const border = value !== right || value !== below;
-    if (!value && !border) continue;
-    const alpha = pointed != null && value !== pointed + 1 ? 50 : 255;
-    packed[i] = ((alpha << 24) | (border ? 0xffffff : opaque[value - 1])) >>> 0;
-  }
-  context.putImageData(pixels, 0, 0);
+function paint({ canvas, map, segments }, pointed) {
+  const colors = segmentColors(segments);
+  paintMap(canvas, map, colors, { alpha: (i) => (pointed == null || i === pointed ? 255 : 50) });
 }
 
 /** What there is to say about a segment, in two lines. */
@@ -89,10 +74,7 @@ function watchPointer(image, panels, side) {
     hideTip();
   };
   canvas.addEventListener("pointermove", (event) => {
-    const box = canvas.getBoundingClientRect();
-    const x = Math.floor(((event.clientX - box.left) / box.width) * canvas.width);
-    const y = Math.floor(((event.clientY - box.top) / box.height) * canvas.height);
-    const value = map[y * canvas.width + x];
+    const value = map[pixelUnder(event, canvas)];
     if (!value) return leave();
     if (value - 1 !== last) pointOut(panels, side, (last = value - 1));
     showTip(event, describe(segments[last], side, image));
@@ -129,7 +111,7 @@ function segmentList(image, panels, side) {
       const button = el(
         "button",
         { type: "button", className: "segment" },
-        chip(classColor(segment.class)),
+        chip(`rgb(${segment.color.join(" ")})`),
         el("span", { className: "label" }, title),
         el("span", { className: "outcome" }, outcome, " ", el("span", { className: `chip ${segment.state}` })),
       );
