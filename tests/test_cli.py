@@ -18,7 +18,13 @@ import spatialflow
 from spatialflow import cli
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCUMENTS = ("README.md", "datasets/README.md", "docs/PERFORMANCE.md", "docs/RESULTS.md")
+DOCUMENTS = (
+    "README.md",
+    "datasets/README.md",
+    "docs/EXPORT.md",
+    "docs/PERFORMANCE.md",
+    "docs/RESULTS.md",
+)
 TORCH_FREE = ("doctor", "score")
 
 
