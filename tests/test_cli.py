@@ -22,6 +22,7 @@ DOCUMENTS = (
     "README.md",
     "docs/GUIDE.md",
     "datasets/README.md",
+    "docs/EXPORT.md",
     "docs/PERFORMANCE.md",
     "docs/RESULTS.md",
 )
