@@ -227,15 +227,15 @@ def test_pt2(files, predictor, data):
     image = np.array(picture(data, (200, 250)))
     wanted = eager(predictor.model, image, predictor.cfg)
     resized = np.asarray(Image.fromarray(image).resize((160, 128), Image.Resampling.BILINEAR))
-    padded = np.zeros((160, 160, 3), np.uint8)
-    padded[:128] = resized
+    padded = np.zeros((160, 192, 3), np.uint8)
+    padded[:128, :160] = resized
     settings = torch.tensor(list(metadata.settings.values()))
     sides = (torch.arange(n) for n in (128, 160, 200, 250))
     with torch.no_grad():
         panoptic, ids, *_ = module(torch.from_numpy(padded), *sides, settings)
     map_, segments = wanted["panoptic_seg"]
     assert panoptic.shape == map_.shape
-    # More padding than the model has itself, since a level of one cell is not in the program.
+    # More padding than the model has itself, which the program asks for.
     assert (panoptic == map_).float().mean() > 0.9
     assert int((ids > 0).sum()) == len(segments)
 
