@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-street test lint format doctor clean distclean
+.PHONY: help install demo demo-street test lint format measure doctor clean distclean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' $(MAKEFILE_LIST) | \
@@ -61,6 +61,11 @@ lint: $(STAMP) ## check style, common mistakes, types and who imports whom
 format: $(STAMP) ## format the code, mend what ruff can mend
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+MEASURED ?= output/measured
+measure: $(STAMP) ## measure a CUDA machine part by part (an hour; CAMVID=FOLDER, ARGS="--part NAME")
+	$(BIN)/python tools/measure.py --out $(MEASURED) \
+		$(if $(CAMVID),--camvid "$(abspath $(CAMVID))") $(ARGS)
 
 doctor: $(STAMP) ## say what is installed, what is missing, and what to do about it
 	$(BIN)/spatialflow doctor
