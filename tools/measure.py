@@ -45,7 +45,7 @@ from measure_parts import (
 from spatialflow.tools.benchmark import subjects
 from spatialflow.utils.text import table
 
-QUICK_DETECTIONS = 35
+QUICK_DETECTIONS = 20
 """Detections of a model on small images."""
 
 PARTS: dict[str, Callable[[Options], Rows]] = {

@@ -16,9 +16,9 @@ CASES = {
     "plain": (CONFIG, []),
     "deformable": (
         CONFIG,
-        ["MODEL.RESNETS.DEPTH", 50, "MODEL.RESNETS.RES2_OUT_CHANNELS", 32]
-        + ["MODEL.RESNETS.STEM_OUT_CHANNELS", 8, "MODEL.RESNETS.WIDTH_PER_GROUP", 8]
-        + ["MODEL.RESNETS.DEFORM_ON_PER_STAGE", [False, True, True, True]]
+        ["MODEL.RESNETS.DEPTH", 50, "MODEL.RESNETS.RES2_OUT_CHANNELS", 128]
+        + ["MODEL.RESNETS.STEM_OUT_CHANNELS", 32, "MODEL.RESNETS.WIDTH_PER_GROUP", 64]
+        + ["MODEL.RESNETS.DEFORM_ON_PER_STAGE", [False, False, True, True]]
         + ["MODEL.RESNETS.DEFORM_MODULATED", True],
     ),
     "panoptic_fpn": (FPN_CONFIG, []),

@@ -85,17 +85,22 @@ def fast_paths(name: str, measured: BenchmarkModel, device: str) -> dict[str, nn
 
 
 def by_batch(
-    name: str, measured: BenchmarkModel, height: int, device: str, runs: int
+    name: str,
+    measured: BenchmarkModel,
+    height: int,
+    device: str,
+    runs: int,
+    batch_size: int = BATCH_SIZE,
 ) -> list[dict[str, Any]]:
     """Time of an image alone and in a batch, of the default and the fast path."""
     image = make_image(height)
     calibrate(measured.panoptic_model, image)
     rows = []
     for shown, model in {name: measured.model, **fast_paths(name, measured, device)}.items():
-        calls = {n: partial(infer, model, [image] * n) for n in (1, BATCH_SIZE)}
+        calls = {n: partial(infer, model, [image] * n) for n in (1, batch_size)}
         times = alternate(calls, device, runs, warm_up=1)
-        alone, together = times[1], [t / BATCH_SIZE for t in times[BATCH_SIZE]]
-        row = {"name": shown, "height": height, "batch_size": BATCH_SIZE, "runs": runs}
+        alone, together = times[1], [t / batch_size for t in times[batch_size]]
+        row = {"name": shown, "height": height, "batch_size": batch_size, "runs": runs}
         row |= {"alone": Summary.of(alone).median, "in_batch": Summary.of(together).median}
         rows.append(row | {"throughput_ratio": median_ratio(alone, together)})
     return rows
