@@ -13,8 +13,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install wheels demo demo-street test matrix lint format docs results doctor clean \
-	distclean
+.PHONY: help install wheels demo demo-street test matrix lint format docs results measure doctor \
+	clean distclean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' $(MAKEFILE_LIST) | \
@@ -87,6 +87,11 @@ docs: $(STAMP) ## write the reference of the Python API into build/docs
 
 results: $(STAMP) ## write the numbers of measured.json into README.md, MODEL_ZOO.md and docs
 	$(BIN)/python tools/fill_results.py
+
+MEASURED ?= output/measured
+measure: $(STAMP) ## measure a CUDA machine part by part (an hour; CAMVID=FOLDER, ARGS="--part NAME")
+	$(BIN)/python tools/measure.py --out $(MEASURED) \
+		$(if $(CAMVID),--camvid "$(abspath $(CAMVID))") $(ARGS)
 
 doctor: $(STAMP) ## say what is installed, what is missing, and what to do about it
 	$(BIN)/spatialflow doctor

@@ -74,7 +74,10 @@ def test_keys_are_added_to_detectron2s_and_to_no_other_config():
 def test_detectron2s_own_keys_keep_their_defaults():
     cfg, plain = get_cfg(), get_cfg()
     add_spatialflow_config(cfg)
-    ours = {"SEM_SEG_HEAD": ["THING_LABELS"], "RESNETS": ["OUTPUT_STRIDE", "STEM_TYPE"]}
+    ours = {
+        "SEM_SEG_HEAD": ["THING_LABELS", "LOSS_TOP_K"],
+        "RESNETS": ["OUTPUT_STRIDE", "STEM_TYPE"],
+    }
     for part, keys in ours.items():
         for key in keys:
             cfg.MODEL[part].pop(key)

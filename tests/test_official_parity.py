@@ -8,6 +8,7 @@ anywhere in 0..L-1, this project's is 0.
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -55,6 +56,18 @@ from spatialflow.modeling.detection import AnchorTargets, DensePredictions
 from spatialflow.modeling.mask_head import mask_loss
 from spatialflow.modeling.panoptic import merge_panoptic
 from spatialflow.modeling.stuff_head import stuff_loss
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _device():
+    """SPATIALFLOW_PARITY_DEVICE compares on another device than the CPU, without TF32."""
+    device = os.environ.get("SPATIALFLOW_PARITY_DEVICE", "cpu")
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32
+    matmul.allow_tf32 = cudnn.allow_tf32 = False
+    with torch.device(device):
+        yield
+    matmul.allow_tf32, cudnn.allow_tf32 = before
 
 
 def close(ours, theirs, atol=1e-4, rtol=0.0):

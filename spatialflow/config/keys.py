@@ -147,6 +147,9 @@ def add_spatialflow_config(cfg: CN) -> None:
     # Train in the memory layout channels-last, in which convolutions are faster on most devices;
     # losses change by rounding.
     cfg.SOLVER.CHANNELS_LAST = False
+    # What SOLVER.AMP.ENABLED computes in: "float16", whose losses are scaled, or "bfloat16", which
+    # needs no scaling.
+    cfg.SOLVER.AMP.PRECISION = "float16"
     # How many of the checkpoints of every CHECKPOINT_PERIOD to keep; 0, as in Detectron2: all.
     # model_best.pth and model_final.pth are always kept.
     cfg.SOLVER.CHECKPOINT_MAX_TO_KEEP = 0

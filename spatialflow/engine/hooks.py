@@ -31,14 +31,14 @@ class FiniteGuard(HookBase):
     To be registered with the inner trainer (``SimpleTrainer``), whose ``after_backward`` comes
     before the step. All processes stop together, whichever of them had the bad loss.
 
-    With AMP a scaled gradient that overflows is nothing unusual: torch's ``GradScaler`` skips the
-    step and lowers the scale. There the losses are looked at, and training stops once
+    With AMP in float16 a scaled gradient that overflows is nothing unusual: torch's ``GradScaler``
+    skips the step and lowers the scale. There the losses are looked at, and training stops once
     ``MAX_SKIPPED_STEPS`` steps in a row were skipped.
 
     Args:
         model: gets lists of dataset dicts and, in training, returns dicts of scalar losses.
         optimizer: that steps on the gradients of the model.
-        amp: whether a ``GradScaler`` decides about the step.
+        amp: whether a ``GradScaler`` decides about the step, as in half precision.
     """
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, amp: bool) -> None:

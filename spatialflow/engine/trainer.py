@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import detectron2.engine.hooks
@@ -30,6 +31,7 @@ from spatialflow.data import build_test_loader, build_train_loader
 from spatialflow.evaluation import build_evaluator, format_comparison, format_results
 from spatialflow.evaluation.tables import write_csv
 from spatialflow.inference import with_views
+from spatialflow.inference.load import AUTOCAST_DTYPES
 from spatialflow.modeling.class_layers import class_layers_of, train_only_class_layers
 from spatialflow.modeling.norms import warn_of_syncbn_in_one_process
 from spatialflow.modeling.panoptic_model import PanopticModel
@@ -76,11 +78,10 @@ class Trainer(DefaultTrainer):
             self._average = WeightAverage(model, cfg.SOLVER.EMA_DECAY)
             self._evaluated = self._average.model
             self.register_hooks([self._average])
-        inner_trainer = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
-        loader = self.build_train_loader(self.cfg)
-        self._trainer = inner_trainer(parallel_model, loader, optimizer)
+        make_trainer, scaled = _inner_trainer(cfg)
+        self._trainer = make_trainer(parallel_model, self.build_train_loader(self.cfg), optimizer)
         self._take_apart(cfg.SOLVER.BATCH_PARTS)
-        self._trainer.register_hooks([FiniteGuard(model, optimizer, cfg.SOLVER.AMP.ENABLED)])
+        self._trainer.register_hooks([FiniteGuard(model, optimizer, scaled)])
         self.checkpointer = SafeCheckpointer(
             self._evaluated,
             cfg.OUTPUT_DIR,
@@ -238,6 +239,19 @@ class Trainer(DefaultTrainer):
             write_json(path, without_nan(by_name), indent=2)
             write_csv(os.path.join(cfg.OUTPUT_DIR, "results.csv"), by_name)
         return results
+
+
+def _inner_trainer(cfg: CfgNode) -> tuple[Callable[..., SimpleTrainer], bool]:
+    """What makes the trainer that steps, and whether it scales losses."""
+    amp = cfg.SOLVER.AMP
+    if not amp.ENABLED:
+        return SimpleTrainer, False
+    precision = AUTOCAST_DTYPES.get(amp.PRECISION)
+    if precision is None:
+        raise ValueError(f"SOLVER.AMP.PRECISION is {amp.PRECISION!r}; give float16 or bfloat16.")
+    scaled = precision == torch.float16
+    scaler = torch.amp.GradScaler("cuda", enabled=scaled)
+    return partial(AMPTrainer, grad_scaler=scaler, precision=precision), scaled
 
 
 def _with_seed(cfg: CfgNode, seed: int) -> CfgNode:

@@ -19,6 +19,7 @@ from detectron2.modeling.roi_heads.mask_head import MaskRCNNConvUpsampleHead
 from detectron2.structures import Boxes, Instances, ROIMasks, pairwise_iou
 from torch import Tensor, nn
 
+from .batched_painting import AT_A_TIME
 from .layers import COCO_THINGS, scale_msra_fill
 from .loss_normalizer import mean_over_processes
 from .norms import norm_for_processes
@@ -177,7 +178,22 @@ def paste_masks(probabilities: Tensor, instances: Instances) -> Tensor:
     Returns:
         (n, H, W) bool.
     """
-    return ROIMasks(probabilities).to_bitmasks(instances.pred_boxes, *instances.image_size).tensor
+    boxes, size = instances.pred_boxes, instances.image_size
+    if probabilities.is_cuda and not torch.jit.is_tracing():
+        return paste_in_parts(probabilities, boxes, size)
+    return ROIMasks(probabilities).to_bitmasks(boxes, *size).tensor
+
+
+def paste_in_parts(probabilities: Tensor, boxes: Boxes, size: tuple[int, int]) -> Tensor:
+    """As :func:`paste_masks`, with the probabilities of some masks at a time at the image's size.
+
+    On CUDA Detectron2 samples all masks at once and needs 12 bytes for each pixel of each.
+    """
+    masks = torch.empty(len(probabilities), *size, dtype=torch.bool, device=probabilities.device)
+    for start in range(0, len(masks), AT_A_TIME):
+        part = slice(start, start + AT_A_TIME)
+        masks[part] = ROIMasks(probabilities[part]).to_bitmasks(boxes[part], *size).tensor
+    return masks
 
 
 def mask_loss(logits: Tensor, classes: Tensor, targets: Tensor) -> Tensor:

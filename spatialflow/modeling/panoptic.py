@@ -1,8 +1,8 @@
 """From instances and stuff to one panoptic map: the merge and the box fill (Sec. IV-B).
 
 Legend: N instances, H x W pixels, S stuff labels ('other' or the things' labels included).
-Everything stays on the device of its inputs; the host waits for it a fixed number of times,
-however many instances there are.
+Everything stays on the device of its inputs. On CUDA the host waits for it a few times, as often as
+the longest chain of decisions has links, not once for each instance.
 """
 
 from __future__ import annotations

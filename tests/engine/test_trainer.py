@@ -14,6 +14,7 @@ from recorded_run import KilledBefore, Poison, everywhere, make_trainer, run
 from tiny_runs import tiny_config
 
 from spatialflow.engine import Trainer, build_optimizer
+from spatialflow.engine.hooks import FiniteGuard
 from spatialflow.errors import message_for_user
 
 
@@ -332,6 +333,43 @@ def test_stopped_and_resumed_with_amp_keeps_the_scale(toy_datasets, tmp_path):
     second.resume_or_load(resume=True)
     assert second._trainer.grad_scaler.get_scale() == 128.0
     second.train()
+
+
+@pytest.mark.parametrize(("precision", "scaled"), [("float16", True), ("bfloat16", False)])
+def test_precision_of_amp_is_a_key(toy_datasets, tmp_path, monkeypatch, precision, scaled):
+    made = []
+    scaler = torch.amp.GradScaler
+
+    def recorded(device, enabled):
+        made.append(enabled)
+        return scaler(device, enabled=False)  # there is no CUDA to scale for
+
+    monkeypatch.setattr(torch.amp, "GradScaler", recorded)
+    overrides = ["SOLVER.AMP.ENABLED", True, "SOLVER.AMP.PRECISION", precision]
+    trainer = Trainer(tiny_config(toy_datasets, tmp_path, 2, overrides))
+    assert trainer._trainer.precision == getattr(torch, precision)
+    assert made == [scaled]
+    # Without a scaler the gradients are looked at before each step.
+    (guard,) = (h for h in trainer._trainer._hooks if isinstance(h, FiniteGuard))
+    assert guard._amp == scaled
+
+
+def test_unknown_precision_of_amp_is_refused(toy_datasets, tmp_path):
+    overrides = ["SOLVER.AMP.ENABLED", True, "SOLVER.AMP.PRECISION", "float32"]
+    with pytest.raises(ValueError, match="AMP.PRECISION is 'float32'; give float16 or bfloat16"):
+        Trainer(tiny_config(toy_datasets, tmp_path, 2, overrides))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("precision", ["float16", "bfloat16"])
+def test_cuda_trains_with_amp_to_about_the_same_losses(toy_datasets, tmp_path, precision):
+    rows = []
+    for enabled in (False, True):
+        overrides = ["MODEL.DEVICE", "cuda", "SOLVER.AMP.ENABLED", enabled]
+        overrides += ["SOLVER.AMP.PRECISION", precision, "DATASETS.TEST", ()]
+        rows.append(run(tiny_config(toy_datasets, tmp_path / str(enabled), 2, overrides))[1])
+    for name, loss in rows[0][0].items():
+        assert rows[1][0][name] == pytest.approx(loss, rel=0.05, abs=0.05)
 
 
 class PlainTrainer(DefaultTrainer):

@@ -26,7 +26,7 @@ class Recording:
         return np.load(OFFICIAL / self.manifest["file"])
 
     def __getitem__(self, name: str) -> Tensor:
-        return torch.from_numpy(self.arrays[name])
+        return torch.from_numpy(self.arrays[name]).to(torch.get_default_device())
 
     @property
     def config(self) -> dict:

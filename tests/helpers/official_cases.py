@@ -291,7 +291,7 @@ class FullCase:
             self.theirs.manifest["meta"]["img_scale"]
         )
         model, base = cfg.MODEL, config["base_channels"]
-        model.DEVICE = "cpu"
+        model.DEVICE = str(torch.get_default_device())
         blocks = len({key.split(".")[2] for key in state if key.startswith("backbone.layer3.")})
         model.RESNETS.DEPTH = {6: 50, 23: 101, 36: 152}[blocks]
         model.RESNETS.STEM_OUT_CHANNELS = len(state["backbone.conv1.weight"])

@@ -157,10 +157,15 @@ def measure_systems(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _circumstances(args: argparse.Namespace) -> dict[str, Any]:
-    """Date, device, versions and settings."""
+    settings = {k: v for k, v in vars(args).items() if k not in _NOT_SETTINGS}
+    return circumstances(args.device) | {"settings": settings}
+
+
+def circumstances(device: str) -> dict[str, Any]:
+    """Date, name of the device, and versions."""
     return {
         "date": date.today().isoformat(),
-        "device": _device_name(args.device),
+        "device": _device_name(device),
         "threads": torch.get_num_threads(),
         "versions": {
             "Python": platform.python_version(),
@@ -169,7 +174,6 @@ def _circumstances(args: argparse.Namespace) -> dict[str, Any]:
             "Detectron2": detectron2.__version__,
             "SpatialFlow": spatialflow.__version__,
         },
-        "settings": {k: v for k, v in vars(args).items() if k not in _NOT_SETTINGS},
     }
 
 

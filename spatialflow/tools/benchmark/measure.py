@@ -28,7 +28,8 @@ from .timing import Summary, alternate, median_ratio, peak_memory
 MULTI_SCALE_CONFIG = "COCO/spatialflow_R_101_DCN_20e_ms_tta.yaml"
 VIEWED_HEIGHT = 480  # of most of COCO's images
 BATCH_SIZE = 8
-MERGED = 100, (800, 1333)
+MERGED = 100
+MERGED_SIZE = 800, 1333
 MERGE_BASELINE = "Detectron2"
 BenchmarkModels = Mapping[str, BenchmarkModel]
 
@@ -104,17 +105,22 @@ def fast_paths(name: str, measured: BenchmarkModel, device: str) -> dict[str, nn
 
 
 def by_batch(
-    name: str, measured: BenchmarkModel, height: int, device: str, runs: int
+    name: str,
+    measured: BenchmarkModel,
+    height: int,
+    device: str,
+    runs: int,
+    batch_size: int = BATCH_SIZE,
 ) -> list[dict[str, Any]]:
     """Time of an image alone and in a batch, of the default and the fast path."""
     image = make_image(height)
     calibrate(measured.panoptic_model, image)
     rows = []
     for shown, model in {name: measured.model, **fast_paths(name, measured, device)}.items():
-        calls = {n: partial(infer, model, [image] * n) for n in (1, BATCH_SIZE)}
+        calls = {n: partial(infer, model, [image] * n) for n in (1, batch_size)}
         times = alternate(calls, device, runs, warm_up=1)
-        alone, together = times[1], [t / BATCH_SIZE for t in times[BATCH_SIZE]]
-        row = {"name": shown, "height": height, "batch_size": BATCH_SIZE, "runs": runs}
+        alone, together = times[1], [t / batch_size for t in times[batch_size]]
+        row = {"name": shown, "height": height, "batch_size": batch_size, "runs": runs}
         row |= {"alone": Summary.of(alone).median, "in_batch": Summary.of(together).median}
         rows.append(row | {"throughput_ratio": median_ratio(alone, together)})
     return rows
@@ -163,9 +169,10 @@ def by_view(
     return rows
 
 
-def merges(device: str, runs: int) -> list[dict[str, Any]]:
-    """Time of the merge alone, of 100 instances at 800 x 1333 that all pass the threshold."""
-    count, size = MERGED
+def merges(
+    device: str, runs: int, count: int = MERGED, size: tuple[int, int] = MERGED_SIZE
+) -> list[dict[str, Any]]:
+    """Time and peak memory of the merge alone, of instances that all pass the threshold."""
     instances = make_instances(count, size).to(device)
     labels = make_training_input(size[0])["sem_seg"][:, :1].expand(size).contiguous().to(device)
     settings = HeuristicMerge(score_thresh=0.5, overlap_thresh=0.5, stuff_area_limit=4096)
@@ -181,22 +188,32 @@ def merges(device: str, runs: int) -> list[dict[str, Any]]:
     rows = []
     for name, taken in times.items():
         row = {"name": name, "instances": count, "height": size[0], "width": size[1]}
-        row |= vars(Summary.of(taken))
+        row |= vars(Summary.of(taken)) | {"peak_memory": peak_memory(calls[name], device)}
         rows.append(row | {"speed_ratio": median_ratio(times[MERGE_BASELINE], taken)})
     return rows
 
 
 def training(
-    models: BenchmarkModels, baseline: str, height: int, device: str, runs: int, batch_size: int
+    models: BenchmarkModels,
+    baseline: str,
+    height: int,
+    device: str,
+    runs: int,
+    batch_size: int,
+    precision: torch.dtype | None = None,
 ) -> list[dict[str, Any]]:
-    """Time and peak memory of iterations: losses, gradients and SGD at learning rate 0."""
+    """Time and peak memory of iterations: losses, gradients and SGD at learning rate 0.
+
+    ``precision`` is that of autocast; None: there is none.
+    """
     batch = [make_training_input(height, seed=i) for i in range(batch_size)]
-    steps = {name: _training_step(measured.model, batch) for name, measured in models.items()}
+    steps = {name: _training_step(m.model, batch, device, precision) for name, m in models.items()}
     times = alternate(steps, device, runs, warm_up=1)
     peaks = {name: peak_memory(step, device) for name, step in steps.items()}
     rows = []
     for name, taken in times.items():
         row = {"height": height, "name": name, "batch_size": batch_size, **vars(Summary.of(taken))}
+        row["autocast"] = str(precision).removeprefix("torch.")
         row["time_ratio"] = median_ratio(taken, times[baseline])
         row["memory_ratio"] = peaks[name] / peaks[baseline]
         rows.append(row | {"peak_memory": peaks[name]})
@@ -214,7 +231,9 @@ def _infer_autocast(model: nn.Module, images: list[dict], device: str) -> list[d
         return infer(model, images)
 
 
-def _training_step(model: nn.Module, batch: list[dict]) -> Callable[[], None]:
+def _training_step(
+    model: nn.Module, batch: list[dict], device: str, precision: torch.dtype | None
+) -> Callable[[], None]:
     model.train()
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(parameters, lr=0.0, momentum=0.9)
@@ -222,7 +241,11 @@ def _training_step(model: nn.Module, batch: list[dict]) -> Callable[[], None]:
     def step() -> None:
         optimizer.zero_grad()
         with EventStorage():  # Panoptic FPN writes statistics to it
-            sum(model(batch).values()).backward()
+            with torch.autocast(
+                torch.device(device).type, precision, enabled=precision is not None
+            ):
+                loss = sum(model(batch).values())
+            loss.backward()
         optimizer.step()
 
     return step

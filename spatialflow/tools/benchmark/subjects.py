@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,18 +40,19 @@ class BenchmarkModel:
     cfg: CfgNode
 
 
-def build(config: str, device: str) -> BenchmarkModel:
+def build(config: str, device: str, opts: Sequence[str] = ()) -> BenchmarkModel:
     """A model with COCO's class counts and random weights, in evaluation mode.
 
     Args:
         config: path of a config file, or a name in the model zoo.
         device: device of the model.
+        opts: further overrides, ``KEY VALUE ...``.
     """
     classes = {"RETINANET": THINGS, "ROI_HEADS": THINGS, "SEM_SEG_HEAD": STUFF_LABELS}
-    opts = [x for part, n in classes.items() for x in (f"MODEL.{part}.NUM_CLASSES", str(n))]
+    sizes = [x for part, n in classes.items() for x in (f"MODEL.{part}.NUM_CLASSES", str(n))]
     cfg = load_config(
         config if Path(config).is_file() else get_config_file(config),
-        [*opts, "MODEL.DEVICE", device, "MODEL.WEIGHTS", ""],
+        [*sizes, "MODEL.DEVICE", device, "MODEL.WEIGHTS", "", *opts],
     )
     cfg.TEST.DETECTIONS_PER_IMAGE = DETECTIONS
     torch.manual_seed(0)
