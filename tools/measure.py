@@ -17,7 +17,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -88,7 +88,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _run(name: str, options: Options) -> dict[str, Any]:
     print(f"{name} ...", flush=True)
     result: dict[str, Any] = {"part": name, "device": options.device, "quick": options.quick}
-    result["date"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    result["date"] = datetime.now(UTC).isoformat(timespec="seconds")
     start = time.perf_counter()
     detections = QUICK_DETECTIONS if options.quick else subjects.DETECTIONS
     try:
