@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from importlib.util import find_spec
 from pathlib import Path
@@ -94,11 +95,18 @@ class _OnnxSession:
         return dict(zip(self._outputs, self._session.run(None, inputs), strict=True))
 
 
+@functools.cache
+def _openvino_core() -> Any:
+    """The one of this process: when the last one goes, its plugins are unloaded, whose functions
+    a later ``fork`` would still call."""
+    import openvino
+
+    return openvino.Core()
+
+
 class _OpenVinoSession:
     def __init__(self, path: Path, threads: int, precision: str):
-        import openvino
-
-        core = openvino.Core()
+        core = _openvino_core()
         properties: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": {"float32": "f32", "bfloat16": "bf16"}[precision],
             "PERFORMANCE_HINT": "LATENCY",
