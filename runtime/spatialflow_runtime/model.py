@@ -15,7 +15,7 @@ from .resize import input_size, resize
 from .sessions import Arrays, Session, open_session
 
 MAX_PIXELS = 2**26
-"""Pixels of the largest picture by default. One of 50 megapixels took 3.4 GB of memory in onnxruntime
+"""Pixels of the largest picture by default. One of 50 megapixels took 3.4 GB in onnxruntime
 and 4.9 GB in OpenVINO."""
 
 
