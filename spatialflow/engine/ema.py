@@ -69,7 +69,8 @@ class WeightAverage(HookBase):
 
     @torch.no_grad()
     def _move(self, average: Sequence[Tensor], weights: Sequence[Tensor], n: Tensor | int) -> None:
-        decay = min(self._decay, (1 + int(n)) / (WARM_UP + int(n)))
+        steps = int(self._average.n_averaged)  # the same as n, which is on the device
+        decay = min(self._decay, (1 + steps) / (WARM_UP + steps))
         for mean, value in zip(average, weights, strict=True):
             if mean.is_floating_point():
                 mean.lerp_(value, 1 - decay)

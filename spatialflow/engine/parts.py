@@ -14,9 +14,9 @@ from torch.nn.parallel import DistributedDataParallel
 class InParts(nn.Module):
     """A model in training that takes a batch apart and has the gradients of all parts but the last.
 
-    The losses are the means over the parts. Where a model divides a loss by what a batch holds, as
-    by the number of its positive anchors, the parts are batches of their own. The gradients have
-    to be zeroed before the forward and not behind it.
+    The losses are the means over the parts, by their numbers of images. Where a model divides a
+    loss by what a batch holds, as by the number of its positive anchors, the parts are batches of
+    their own. The gradients have to be zeroed before the forward and not behind it.
 
     Args:
         model: takes a list of dataset dicts and returns scalar losses by name.

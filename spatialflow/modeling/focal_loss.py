@@ -33,7 +33,7 @@ def focal_loss_in_parts(logits: Tensor, labels: Tensor, alpha: float, gamma: flo
 def quality_focal_loss_in_parts(
     logits: Tensor, labels: Tensor, quality: Tensor, beta: float
 ) -> Tensor:
-    """The sum of the quality focal loss (Li et al., "Generalized Focal Loss", eq. 5).
+    """The sum of the quality focal loss (Li et al., "Generalized Focal Loss", eq. 2).
 
     Args:
         logits: (R, K).

@@ -1,7 +1,6 @@
 """A denser training signal for the same heads: ATSS and the quality focal loss.
 
-The challenge report says that the flows carry over to other detectors (Sec. 1); this is one. The
-papers have RetinaNet alone.
+A second detector to try the flows with; the papers have RetinaNet alone.
 
 Legend: N images, K thing classes, R anchors over all levels, M boxes of the ground truth.
 """
@@ -19,11 +18,11 @@ from .focal_loss import quality_focal_loss_in_parts
 from .loss_normalizer import mean_over_processes
 
 CANDIDATES = 9
-"""Anchors of each level that a box may be assigned (ATSS, Sec. 3.2)."""
+"""Anchors of each level that a box may be assigned (ATSS, Sec. 4)."""
 BOX_WEIGHT = 2.0
-"""Weight of the box loss (GFL, Sec. 4)."""
+"""Weight of the box loss in GFL."""
 QUALITY_BETA = 2.0
-"""Exponent of the quality focal loss (GFL, eq. 5)."""
+"""Exponent of the quality focal loss (GFL, eq. 2)."""
 
 
 class GFLDetector(Detector):
@@ -31,7 +30,7 @@ class GFLDetector(Detector):
 
     ATSS (Zhang et al., CVPR 2020) gives each box the anchors near its centre whose IoU stands out;
     the class score learns the IoU of the predicted box (Li et al., "Generalized Focal Loss",
-    NeurIPS 2020, eq. 5), and the box loss is GIoU. Their distribution of box sides, eq. 6, is left
+    NeurIPS 2020, eq. 2), and the box loss is GIoU. Their distribution of box sides, eq. 6, is left
     out: the heads stay RetinaNet's. One anchor a cell is enough.
     """
 
@@ -81,9 +80,12 @@ def atss(gt_boxes: Boxes, anchors: list[Boxes], inside: Tensor) -> tuple[Tensor,
     distance = torch.cdist(gt_boxes.get_centers(), centers).masked_fill(~inside, torch.inf)
     nearest = _nearest_of_each_level(distance, [len(x) for x in anchors])
     iou = pairwise_iou(gt_boxes, Boxes.cat(anchors)).gather(1, nearest)
+    # A level with few anchors in the image must not take the threshold from those in the padding.
     usable = distance.gather(1, nearest).isfinite()
-    spread = iou.std(dim=1, keepdim=True) if iou.shape[1] > 1 else 0
-    chosen = usable & (iou >= iou.mean(dim=1, keepdim=True) + spread)
+    count = usable.sum(dim=1, keepdim=True)
+    mean = (iou * usable).sum(dim=1, keepdim=True) / count
+    variance = ((iou - mean) ** 2 * usable).sum(dim=1, keepdim=True) / (count - 1).clamp(min=1)
+    chosen = usable & (iou >= mean + variance.sqrt())
     near = centers[nearest]  # (M, n, 2)
     box = gt_boxes.tensor[:, None]
     chosen &= ((near > box[..., :2]) & (near < box[..., 2:])).all(dim=2)

@@ -60,6 +60,24 @@ def test_atss_is_its_algorithm(seed):
     assert found
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_atss_does_not_depend_on_the_padding(seed):
+    torch.manual_seed(seed)
+    levels = anchors_of((32, 160))
+    center = torch.rand(3, 2) * 32
+    boxes = Boxes(torch.cat([center - 15, center + 15], dim=1))
+    # Of the second level 2x2 anchors are in the image: fewer than the candidates of a level.
+    inside = Boxes.cat(levels).get_centers()[:, 0] < 32
+    matched, labels = atss(boxes, levels, inside)
+    found = {j: int(matched[j]) for j in labels.nonzero().flatten().tolist()}
+    assert found == reference(boxes, levels, inside)
+    alone = anchors_of((32, 32))
+    everywhere = torch.ones(sum(map(len, alone)), dtype=torch.bool)
+    matched_alone, labels_alone = atss(boxes, alone, everywhere)
+    assert torch.equal(labels[inside], labels_alone)
+    assert torch.equal(matched[inside] * labels_alone, matched_alone * labels_alone)
+
+
 def test_anchors_in_padding_are_not_assigned():
     levels = anchors_of((64, 64))
     centers = Boxes.cat(levels).get_centers()
@@ -83,7 +101,7 @@ def test_quality_focal_loss_by_hand(monkeypatch):
     for row, target in ((0, (0.0, 0.8)), (1, (0.0, 0.0))):
         for x, y in zip(logits[row], target, strict=True):
             p = x.sigmoid()
-            entropy = -((1 - y) * (1 - p).log() + y * p.log())  # eq. 5, beta = 2
+            entropy = -((1 - y) * (1 - p).log() + y * p.log())  # eq. 2, beta = 2
             expected = expected + (y - p) ** 2 * entropy
     monkeypatch.setattr("spatialflow.modeling.focal_loss.ANCHORS_AT_A_TIME", 2)
     torch.testing.assert_close(quality_focal_loss_in_parts(logits, labels, quality, 2.0), expected)
