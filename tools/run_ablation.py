@@ -3,7 +3,10 @@
 
     python tools/run_ablation.py --output output/toy_ablation --table docs/TOY_ABLATION.md \
         --seeds 1 2 3 \
-        --configs toy/ablations/naive.yaml toy/spatialflow_toy.yaml
+        --configs toy/spatialflow_toy.yaml "toy/spatialflow_toy.yaml MODEL.SPATIALFLOW.FLOWS []"
+
+A config may be followed by overrides of its own, in quotes. The last column compares with the first
+config, seed by seed; --bootstrap 1000 keeps the predictions and adds intervals over the images.
 
 With --cpu-seconds every config trains for as much processor time as every other: its iterations are
 timed first and SOLVER.MAX_ITER is set by that. --jobs 2 with OMP_NUM_THREADS=1 in the environment
@@ -20,7 +23,8 @@ import argparse
 import hashlib
 import json
 import platform
-import statistics
+import re
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -28,10 +32,11 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
+from ablation_tables import as_table, resampled_pq
 from detectron2.utils.events import EventStorage
-from tabulate import tabulate
 from tqdm import tqdm
 
 from spatialflow import load_config, model_zoo
@@ -46,18 +51,27 @@ BUDGET = "iterations.json"
 """File in the folder of all runs with the iterations that were found for --cpu-seconds."""
 UNTIMED_ITERATIONS, TIMED_ITERATIONS = 3, 12
 OTHER_FOLDER = "Give another --output, or remove this folder to train anew."
-METRICS = {
-    "PQ": ("panoptic_seg", "PQ"),
-    "PQ Th": ("panoptic_seg", "PQ_th"),
-    "PQ St": ("panoptic_seg", "PQ_st"),
-    "box AP": ("bbox", "AP"),
-    "mIoU": ("sem_seg", "mIoU"),
-}
 
 
-def run_folder(output: Path, config: str, seed: int) -> Path:
-    """Folder of a run: the whole name of the config, since many differ in their folder only."""
-    return output / config.removesuffix(".yaml").replace("/", "__") / f"seed_{seed}"
+class Arm(NamedTuple):
+    """A config with overrides: what the runs of a row share."""
+
+    name: str
+    config: str
+    opts: list[str]
+
+    @classmethod
+    def parse(cls, text: str, opts: Sequence[str]) -> Arm:
+        """``CONFIG KEY VALUE ...`` as the command line has it, and the overrides of all arms."""
+        config, *own = shlex.split(text)
+        return cls(text, config, [*opts, *own])
+
+
+def run_folder(output: Path, arm: str, seed: int) -> Path:
+    """Folder of a run: the whole name of the config, since many differ in their folder only, and
+    the overrides of its arm."""
+    name = arm.replace(".yaml", "", 1).replace("/", "__")
+    return output / re.sub(r"[^\w.-]+", "_", name).strip("_") / f"seed_{seed}"
 
 
 def describe_run(config: str, seed: int, opts: Sequence[str]) -> dict:
@@ -163,30 +177,19 @@ def train(run: dict, folder: Path) -> dict:
     return by_metric
 
 
-def as_table(results: dict[str, list[dict]]) -> str:
-    """Markdown: a row for each config with mean and standard deviation over its seeds.
-
-    A single seed has no deviation and is given alone.
-
-    Args:
-        results: evaluation results of each run, by config.
-    """
-    rows = []
-    for config, runs in results.items():
-        row = [config]
-        for task, metric in METRICS.values():
-            values = [run[task][metric] for run in runs]
-            spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-            row.append(f"{statistics.mean(values):.1f}{spread}")
-        rows.append(row)
-    return tabulate(rows, ["config", *METRICS], tablefmt="github", disable_numparse=True)
+def with_budget(arm: Arm, seconds: float | None, output: Path) -> Arm:
+    """The arm with the MAX_ITER that takes so many CPU seconds; as it is without them."""
+    if not seconds:
+        return arm
+    number = iterations_within(arm.config, arm.opts, seconds, output)
+    return arm._replace(opts=[*arm.opts, "SOLVER.MAX_ITER", str(number)])
 
 
-def describe_budget(seconds: float | None, opts: dict[str, list[str]]) -> list[str]:
-    """A line on equal processor time with the iterations of each config; none without it."""
+def describe_budget(seconds: float | None, arms: Sequence[Arm]) -> list[str]:
+    """A line on equal processor time with the iterations of each arm; none without it."""
     if not seconds:
         return []
-    iterations = ", ".join(f"{config} {values[-1]}" for config, values in opts.items())
+    iterations = ", ".join(f"{arm.name} {arm.opts[-1]}" for arm in arms)
     return [f"{seconds:g} CPU seconds of training each; iterations: {iterations}."]
 
 
@@ -199,45 +202,61 @@ def describe_machine() -> str:
 
 def main() -> None:
     """Parse the arguments, train what is missing, write the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--configs", nargs="+", required=True, help="names in the model zoo")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
-    parser.add_argument("--output", type=Path, required=True, help="folder of the runs")
-    parser.add_argument("--table", type=Path, help="Markdown file to write; default: print only")
-    parser.add_argument("--cpu-seconds", type=float, help="processor time of each training")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time (default: 1)")
-    parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs")
-    args = parser.parse_args()
-    opts = {config: list(args.opts) for config in args.configs}
-    if args.cpu_seconds:
-        for config in args.configs:
-            number = iterations_within(config, args.opts, args.cpu_seconds, args.output)
-            opts[config] += ["SOLVER.MAX_ITER", str(number)]
+    args = parser().parse_args()
+    opts = [*args.opts, *(["TEST.SAVE_PREDICTIONS", "True"] if args.bootstrap else [])]
+    arms = [Arm.parse(text, opts) for text in args.configs]
+    arms = [with_budget(arm, args.cpu_seconds, args.output) for arm in arms]
     # Seed by seed, so that a stopped ablation has compared something.
-    runs = [(config, seed) for seed in args.seeds for config in args.configs]
-    wanted = [describe_run(config, seed, opts[config]) for config, seed in runs]
-    folders = [run_folder(args.output, config, seed) for config, seed in runs]
+    runs = [(arm, seed) for seed in args.seeds for arm in arms]
+    wanted = [describe_run(arm.config, seed, arm.opts) for arm, seed in runs]
+    folders = [run_folder(args.output, arm.name, seed) for arm, seed in runs]
     for run, folder in zip(wanted, folders, strict=True):
         claim(folder, run)  # all of them first, so that a mix-up shows before hours of training
     with ThreadPoolExecutor(args.jobs) as pool:
         trained = list(tqdm(pool.map(train, wanted, folders), desc="Runs", total=len(runs)))
-    results: dict[str, list[dict]] = {config: [] for config in args.configs}
-    for run, result in zip(wanted, trained, strict=True):
-        results[run["config"]].append(result)
-    seeds = ", ".join(map(str, args.seeds))
-    lines = [
-        f"Mean and standard deviation over seeds {seeds}."
-        if len(args.seeds) > 1
-        else f"One run each, seed {seeds}.",
-        f"Machine: {describe_machine()}.",
-        f"Overrides: `{' '.join(args.opts)}`." if args.opts else "The configs as they are.",
-        *describe_budget(args.cpu_seconds, opts),
-        "",
-        as_table(results),
-    ]
+    results: dict[str, list[dict]] = {arm.name: [] for arm in arms}
+    for (arm, _), result in zip(runs, trained, strict=True):
+        results[arm.name].append(result)
+    resampled = {
+        arm.name: resampled_pq(
+            [run_folder(args.output, arm.name, seed) for seed in args.seeds], args.bootstrap
+        )
+        for arm in arms
+        if args.bootstrap
+    }
+    lines = [*describe(args, arms), "", as_table(results, resampled)]
     print("\n".join(lines))
     if args.table:
         args.table.write_text("\n".join(lines) + "\n")
+
+
+def parser() -> argparse.ArgumentParser:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--configs", nargs="+", required=True, help='names in the model zoo, or "NAME KEY VALUE"')
+    add("--seeds", nargs="+", type=int, default=[1, 2, 3])
+    add("--output", type=Path, required=True, help="folder of the runs")
+    add("--table", type=Path, help="Markdown file to write; default: print only")
+    add("--cpu-seconds", type=float, help="processor time of each training")
+    add("--jobs", type=int, default=1, help="runs at a time (default: 1)")
+    add("--bootstrap", type=int, default=0, metavar="N", help="intervals of N draws of the images")
+    add("--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs for all")
+    return parser
+
+
+def describe(args: argparse.Namespace, arms: Sequence[Arm]) -> list[str]:
+    """What was run, in lines: seeds, machine, overrides, processor time."""
+    seeds = ", ".join(map(str, args.seeds))
+    several = len(args.seeds) > 1
+    return [
+        f"Mean and standard deviation over seeds {seeds}."
+        if several
+        else f"One run each, seed {seeds}.",
+        f"Machine: {describe_machine()}.",
+        f"Overrides: `{' '.join(args.opts)}`." if args.opts else "The configs as they are.",
+        *describe_budget(args.cpu_seconds, arms),
+    ]
 
 
 if __name__ == "__main__":

@@ -21,19 +21,39 @@ def bootstrap_intervals(
 ) -> dict[str, tuple[float, float]]:
     """Percentile intervals over resampled sets of images.
 
+    Args:
+        images, categories, replicates, seed: see :func:`bootstrap_values`.
+        level: confidence level, the share of the replicates inside the interval.
+
+    Returns:
+        :func:`interval` of each metric.
+
+    Raises:
+        ValueError: there is no image, or fewer than one replicate.
+    """
+    values = bootstrap_values(images, categories, replicates, seed)
+    return {metric: interval(drawn, level) for metric, drawn in values.items()}
+
+
+def bootstrap_values(
+    images: Sequence[ImageCounts], categories: Sequence[Mapping], replicates: int, seed: int = 0
+) -> dict[str, np.ndarray]:
+    """The metrics of resampled sets of images.
+
     Each replicate draws as many images as there are, with replacement, and is averaged like the
-    whole. Memory does not grow with the number of replicates times that of images.
+    whole. Memory does not grow with the number of replicates times that of images. With one seed,
+    two models that were scored on the same images in one order meet the same draws, so that the
+    differences between their replicates are paired.
 
     Args:
         images: counts of each image.
         categories: the C categories that their rows are of.
-        replicates: how often to draw.
+        replicates: R, how often to draw.
         seed: seed of the random numbers.
-        level: confidence level, the share of the replicates inside the interval.
 
     Returns:
-        Lower and upper end by metric (PQ, SQ, RQ, PQ_th ... RQ_st), in percent. Replicates in which
-        no class of a group occurs are left out of its interval; NaN when they all are.
+        (R,) percentages by metric (PQ, SQ, RQ, PQ_th ... RQ_st); NaN for a replicate in which no
+        class of the group occurs.
 
     Raises:
         ValueError: there is no image, or fewer than one replicate.
@@ -44,15 +64,20 @@ def bootstrap_intervals(
         group_averages(table, categories)
         for table in _resampled(images, len(categories), replicates, seed)
     ]
-    intervals = {}
+    values = {}
     for group, suffix in GROUP_SUFFIXES.items():
         drawn = 100 * np.concatenate([part[group][0] for part in parts])
-        for key, values in zip(QUALITIES, drawn.T, strict=True):
-            ends = np.array([(1 - level) / 2, (1 + level) / 2])
-            values = values[~np.isnan(values)]
-            found = np.quantile(values, ends).tolist() if len(values) else [float("nan")] * 2
-            intervals[key + suffix] = tuple(found)
-    return intervals
+        values |= {key + suffix: column for key, column in zip(QUALITIES, drawn.T, strict=True)}
+    return values
+
+
+def interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
+    """The percentile interval of a metric's replicates, NaN left out; NaN when all of them are."""
+    values = values[~np.isnan(values)]
+    if not len(values):
+        return float("nan"), float("nan")
+    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2]).tolist()
+    return low, high
 
 
 def _resampled(

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import run_ablation
 from tiny_runs import tiny_overrides
@@ -18,14 +19,6 @@ RESULT = {
 
 def other_result(pq):
     return {**RESULT, "panoptic_seg": {**RESULT["panoptic_seg"], "PQ": pq}}
-
-
-def test_table_has_mean_and_sample_deviation():
-    table = run_ablation.as_table({"a": [other_result(39), other_result(41)], "b": [RESULT]})
-    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()]
-    assert rows[0] == ["config", "PQ", "PQ Th", "PQ St", "box AP", "mIoU"]
-    assert rows[2][:3] == ["a", "40.0 ± 1.4", "45.0 ± 0.0"]
-    assert rows[3][:2] == ["b", "40.0"]
 
 
 @pytest.fixture
@@ -94,6 +87,32 @@ def test_config_that_changed_is_refused_before_anything_is_trained(
     with pytest.raises(SystemExit, match="config_sha256: "):
         ablate(monkeypatch, capsys, *arguments, "a.yaml", "b.yaml")
     assert len(trained) == 1
+
+
+def test_arms_of_one_config_with_their_own_overrides(tmp_path, monkeypatch, capsys, trained):
+    no_flows = f"{TOY} MODEL.SPATIALFLOW.FLOWS '[]'"
+    arguments = ["--output", tmp_path, "--seeds", 1, 2, "--configs", TOY, no_flows]
+    printed = ablate(monkeypatch, capsys, *arguments, "--opts", "SOLVER.MAX_ITER", 20)[1]
+    flows = [run_ablation.load_config(c[3], c[5:]).MODEL.SPATIALFLOW.FLOWS for c in trained]
+    assert [len(f) for f in flows] == [4, 0, 4, 0]
+    assert all("SOLVER.MAX_ITER" in command for command in trained)
+    # PQ 1 and 3 with flows, 2 and 4 without.
+    assert f"| {no_flows} | 3.0 ± 1.4" in printed and "+1.0 ± 0.0" in printed
+    assert len(list(tmp_path.rglob("ablation_run.json"))) == 4
+
+
+def test_bootstrap_keeps_the_predictions(tmp_path, monkeypatch, capsys, trained):
+    asked = []
+    monkeypatch.setattr(
+        run_ablation, "resampled_pq", lambda folders, n: asked.append((folders, n)) or np.arange(n)
+    )
+    arguments = ["--output", tmp_path, "--seeds", 1, 2, "--bootstrap", 5, "--configs", *NAMESAKES]
+    ablate(monkeypatch, capsys, *arguments)
+    assert [n for _, n in asked] == [5, 5]
+    written = [values[values.index("OUTPUT_DIR") + 1] for values in trained]
+    assert [str(f) for folders, _ in asked for f in folders] == [written[i] for i in (0, 2, 1, 3)]
+    configs = [run_ablation.load_config(c[3], c[5:]) for c in trained]
+    assert all(cfg.TEST.SAVE_PREDICTIONS for cfg in configs)
 
 
 def test_files_of_an_unknown_run_are_refused(tmp_path, monkeypatch, capsys, trained):
