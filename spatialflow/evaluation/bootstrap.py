@@ -64,7 +64,7 @@ def bootstrap_values(
         group_averages(table, categories)
         for table in _resampled(images, len(categories), replicates, seed)
     ]
-    values = {}
+    values: dict[str, np.ndarray] = {}
     for group, suffix in GROUP_SUFFIXES.items():
         drawn = 100 * np.concatenate([part[group][0] for part in parts])
         values |= {key + suffix: column for key, column in zip(QUALITIES, drawn.T, strict=True)}
