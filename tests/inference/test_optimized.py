@@ -69,9 +69,13 @@ def assert_same_results(found, expected, atol=1e-4):
         torch.testing.assert_close(x.pred_boxes.tensor, y.pred_boxes.tensor, atol=1e-2, rtol=1e-4)
         torch.testing.assert_close(x.scores, y.scores, atol=atol, rtol=1e-4)
         torch.testing.assert_close(a["sem_seg"], b["sem_seg"], atol=atol, rtol=1e-4)
-        assert torch.equal(a["panoptic_seg"][0], b["panoptic_seg"][0])
+        # Rounding, which differs between processors, may move a pixel on the edge of a mask.
+        moved = int((a["panoptic_seg"][0] != b["panoptic_seg"][0]).sum())
+        assert moved < 1e-3 * a["panoptic_seg"][0].numel()
         for s, t in zip(a["panoptic_seg"][1], b["panoptic_seg"][1], strict=True):
-            assert s == {**t, **({"score": pytest.approx(t["score"])} if t["isthing"] else {})}
+            near = {"area": pytest.approx(t["area"], abs=moved)} if "area" in t else {}
+            near |= {"score": pytest.approx(t["score"])} if t["isthing"] else {}
+            assert s == {**t, **near}
 
 
 @pytest.mark.parametrize("channels_last", [True, False])
