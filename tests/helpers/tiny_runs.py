@@ -31,7 +31,9 @@ def tiny_overrides(datasets: Path, output: Path, max_iter: int = 4) -> list[str]
         "MODEL.SPATIALFLOW.NUM_STAGES.CLS": 1,
         "MODEL.SPATIALFLOW.NUM_STAGES.REG": 1,
         "MODEL.SPATIALFLOW.NUM_STAGES.STUFF": 1,
+        "MODEL.RETINANET.NORM": "",
         "MODEL.SPATIALFLOW.SUBNET_INIT": "normal",
+        "MODEL.SPATIALFLOW.FLOW_INIT": "",
         "MODEL.RETINANET.PRIOR_PROB": 0.6,  # so that it finds things from the start
         "MODEL.ROI_BOX_HEAD.FC_DIM": 32,
         "MODEL.RPN.POST_NMS_TOPK_TRAIN": 100,

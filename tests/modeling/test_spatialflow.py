@@ -318,7 +318,8 @@ def test_visualizer_takes_the_panoptic_map():
 
 CONFIG = [
     *("MODEL.FPN.OUT_CHANNELS", 16, "MODEL.ROI_MASK_HEAD.CONV_DIM", 16),
-    *("MODEL.FPN.NORM", "", "MODEL.ROI_MASK_HEAD.NORM", ""),  # GroupNorm needs 32 channels
+    # GroupNorm needs 32 channels.
+    *("MODEL.FPN.NORM", "", "MODEL.ROI_MASK_HEAD.NORM", "", "MODEL.RETINANET.NORM", ""),
     *("MODEL.SEM_SEG_HEAD.CONVS_DIM", 32, "MODEL.RETINANET.NUM_CLASSES", THINGS),
     *("MODEL.SEM_SEG_HEAD.NUM_CLASSES", STUFF_LABELS),
 ]
