@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from multiprocessing import active_children
 from typing import Any
 
 import torch
@@ -12,8 +13,12 @@ import torch.distributed as dist
 from detectron2.engine import DEFAULT_TIMEOUT
 from detectron2.engine import launch as start_processes
 from detectron2.utils import comm
+from torch.multiprocessing import ProcessExitedException
 
 from spatialflow.errors import UserError
+from spatialflow.utils.parallel import on_stop_signal
+
+from .resuming import STOPPED, TrainingStopped
 
 TORCHRUN_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR")
 
@@ -42,6 +47,7 @@ def launch(
     Raises:
         UserError: the machine has fewer GPUs than processes, or processes are asked for under
             torchrun as well.
+        TrainingStopped: the processes were asked to stop, see :mod:`.resuming`.
     """
     on_cuda = device.startswith("cuda")
     if all(name in os.environ for name in TORCHRUN_VARIABLES):
@@ -58,8 +64,17 @@ def launch(
         environment["OMP_NUM_THREADS"] = os.getenv(
             "OMP_NUM_THREADS", str(max(1, _usable_cores() // num_gpus))
         )
-    with _environment(environment):
-        start_processes(_run_together, num_gpus, num_machines, machine_rank, dist_url, (main, args))
+    group = (num_gpus, num_machines, machine_rank, dist_url, (main, args))
+    if num_gpus * num_machines == 1:
+        start_processes(_run_together, *group)
+        return
+    with _environment(environment), on_stop_signal(_hand_on):
+        try:
+            start_processes(_run_together, *group)
+        except ProcessExitedException as e:
+            if e.exit_code == STOPPED:
+                raise TrainingStopped from e
+            raise
 
 
 def _usable_cores() -> int:
@@ -75,10 +90,16 @@ def _run_together(main: Callable[..., Any], args: tuple) -> None:
     The first process still evaluates when the others have nothing left to do, and gloo may abort a
     process whose peer has closed the connection, or that ends while its threads still listen.
     """
-    main(*args)
+    stopped = None
+    try:
+        main(*args)
+    except TrainingStopped as e:
+        stopped = e
     comm.synchronize()
     if dist.is_initialized():
         dist.destroy_process_group()
+    if stopped is not None:
+        raise stopped
 
 
 @contextmanager
@@ -94,6 +115,13 @@ def _environment(values: dict[str, str]) -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
+
+
+def _hand_on(number: int, frame: Any) -> None:
+    """Hand a signal on to the processes that this one waits for."""
+    for process in active_children():
+        if process.pid is not None:
+            os.kill(process.pid, number)
 
 
 def _join_torchrun(main: Callable[..., Any], args: tuple, on_cuda: bool) -> None:
