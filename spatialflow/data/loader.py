@@ -188,8 +188,8 @@ def _training_dicts(cfg: CfgNode) -> list[dict[str, Any]]:
 
 
 def _stay_with_parent(worker_id: int) -> None:
-    end_with_parent()
     leave_stopping_to_parent()
+    end_with_parent()
 
 
 def _start_worker(worker_id: int) -> None:

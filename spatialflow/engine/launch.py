@@ -13,6 +13,7 @@ import torch.distributed as dist
 from detectron2.engine import DEFAULT_TIMEOUT
 from detectron2.engine import launch as start_processes
 from detectron2.utils import comm
+from torch.distributed.rendezvous import rendezvous
 from torch.multiprocessing import ProcessExitedException
 
 from spatialflow.errors import UserError
@@ -129,7 +130,7 @@ def _join_torchrun(main: Callable[..., Any], args: tuple, on_cuda: bool) -> None
     if on_cuda:
         _check_gpus(local_size, "--nproc-per-node")
         torch.cuda.set_device(local_rank)
-    dist.init_process_group("nccl" if on_cuda else "gloo", timeout=DEFAULT_TIMEOUT)
+    _init_process_group("nccl" if on_cuda else "gloo")
     try:
         comm.create_local_process_group(local_size)
         comm.synchronize()
@@ -137,6 +138,33 @@ def _join_torchrun(main: Callable[..., Any], args: tuple, on_cuda: bool) -> None
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def _init_process_group(backend: str) -> None:
+    """Join torchrun's group, also one that was started again.
+
+    torchrun keeps the store in which the processes find each other, with the addresses of those
+    that have ended (PyTorch's issue 135712): processes that it starts again need another prefix.
+    Several machines do not agree on the number of restarts.
+    """
+    shared = os.getenv("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    if not shared or int(os.getenv("TORCHELASTIC_MAX_RESTARTS", "0")) == 0:
+        dist.init_process_group(backend, timeout=DEFAULT_TIMEOUT)
+        return
+    if int(os.environ["GROUP_WORLD_SIZE"]) > 1:
+        raise UserError(
+            "torchrun --max-restarts on several machines: processes that are started again would "
+            "not find each other. Set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 on all machines, and "
+            "take --rdzv-backend c10d."
+        )
+    store, rank, world_size = next(rendezvous("env://", timeout=DEFAULT_TIMEOUT))
+    dist.init_process_group(
+        backend,
+        store=dist.PrefixStore(f"restart_{os.environ['TORCHELASTIC_RESTART_COUNT']}", store),
+        rank=rank,
+        world_size=world_size,
+        timeout=DEFAULT_TIMEOUT,
+    )
 
 
 def _check_gpus(processes: int, option: str) -> None:

@@ -84,12 +84,20 @@ def on_stop_signal(handler: Callable[[int, FrameType | None], None]) -> Iterator
 
 
 def leave_stopping_to_parent() -> None:
-    """Let this worker of a data loader ignore the signals that ask the run to stop.
+    """Let this worker of a data loader end on STOP_SIGNALS from its parent, and on no others.
 
-    The run still needs it for the iteration that it is in.
+    The parent still needs it for the iteration that it is in when the run is asked to stop. Without
+    ``sigwaitinfo``, as on macOS, they do what they did before.
     """
-    for number in STOP_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # in threads that start from now on
+        threading.Thread(target=_end_when_told, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_when_told(pid: int) -> None:
+    while signal.sigwaitinfo(STOP_SIGNALS).si_pid != pid:
+        pass
+    os._exit(0)
 
 
 def _wait_for_parent(pid: int) -> None:
