@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 import logging
-import signal
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import torch
+import torch.distributed as dist
 from detectron2.config import CfgNode
 from detectron2.engine import HookBase
 from detectron2.utils import comm
@@ -49,7 +50,7 @@ class StopOnSignal(HookBase):
 
     def __init__(self, checkpointer: SafeCheckpointer) -> None:
         self._checkpointer = checkpointer
-        self._asked: str | None = None
+        self._asked = False
         self._handling = ExitStack()
 
     def before_train(self) -> None:
@@ -61,7 +62,7 @@ class StopOnSignal(HookBase):
         self._handling.close()
 
     def _remember(self, number: int, frame: Any) -> None:
-        self._asked = signal.Signals(number).name
+        self._asked = True
 
     def after_step(self) -> None:
         """Write a checkpoint and raise TrainingStopped when any of the processes was asked to.
@@ -71,13 +72,21 @@ class StopOnSignal(HookBase):
         iteration = self.trainer.iter
         if iteration + 1 == self.trainer.max_iter:
             return
-        asked = [name for name in comm.all_gather(self._asked) if name]
-        if not asked:
+        if not self._any_asked():
             return
         self._checkpointer.save(f"model_{iteration:07d}", iteration=iteration)
         comm.synchronize()  # nobody ends a process group that still waits for the file
-        logger.info(f"Stopped by {asked[0]} behind iteration {iteration}; --resume goes on.")
+        logger.info(f"A signal asked to stop: done behind iteration {iteration}. --resume goes on.")
         raise TrainingStopped
+
+    def _any_asked(self) -> bool:
+        """Whether any of the processes was asked, the same in all of them."""
+        if comm.get_world_size() == 1:
+            return self._asked
+        device = next(self._checkpointer.model.parameters()).device
+        number = torch.tensor(float(self._asked), device=device)
+        dist.all_reduce(number)
+        return bool(number)
 
 
 class OneRunOfMetrics(HookBase):

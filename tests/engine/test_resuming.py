@@ -149,7 +149,7 @@ def test_slurm_job_that_is_asked_to_stop_is_requeued(requeued):
     _, done, log, output = requeued
     assert done.returncode == STOPPED, done.stderr[-3000:]
     assert log.read_text() == "requeue 4711\n"
-    assert "Stopped by SIGUSR1 behind iteration 4; --resume goes on." in done.stdout
+    assert "A signal asked to stop: done behind iteration 4. --resume goes on." in done.stdout
     assert (output / "last_checkpoint").read_text() == "model_0000004.pth"
 
 
