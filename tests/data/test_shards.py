@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 import torch
 from recorded_run import run
-from tiny_runs import tiny_config
+from tiny_runs import CONFIG, tiny_config, tiny_overrides
 
+from spatialflow import cli
 from spatialflow.data import build_train_loader, load_coco_panoptic, register, shards
 from spatialflow.data.coco_panoptic import read_categories
 from spatialflow.data.mapper import read_image
@@ -53,11 +54,10 @@ def sharded(root, split):
     return [f"sharded_{split}_{root.name}", *(str(root / part) for part in parts)]
 
 
-def sharded_config(toy_datasets, root, output, max_iter=2):
+def sharded_overrides(root):
     entries = [sharded(root, split) for split in ("train", "val")]
     names = ["DATASETS.TRAIN", (entries[0][0],), "DATASETS.TEST", (entries[1][0],)]
-    overrides = ["DATASETS.REGISTER", entries, *names, "SOLVER.STEPS", ()]
-    return tiny_config(toy_datasets, output, max_iter, overrides)
+    return ["DATASETS.REGISTER", entries, *names, "SOLVER.STEPS", ()]
 
 
 def pack(path, files):
@@ -75,25 +75,32 @@ def test_training_from_shards_has_the_losses_and_results_of_the_folder(
 ):
     folder = tiny_config(toy_datasets, tmp_path / "a", 2, ["SOLVER.STEPS", ()])
     _, expected = run(folder)
-    _, rows = run(sharded_config(toy_datasets, toy_shards, tmp_path / "b"))
+    shards_ = [*sharded_overrides(toy_shards), "TEST.SAVE_PREDICTIONS", True]
+    shards_ += ["TEST.SAVE_RAW_OUTPUTS", True]
+    _, rows = run(tiny_config(toy_datasets, tmp_path / "b", 2, shards_))
     assert rows == expected
     by_folder, by_shards = (
         json.loads((tmp_path / name / "results.json").read_text()) for name in ("a", "b")
     )
     assert [*by_folder.values()] == [*by_shards.values()]
+    (saved,) = (tmp_path / "b" / "inference").iterdir()
+    assert cli.main(["sweep", str(saved), "--score-thresh", "0.3", "--workers", "1"]) in (0, None)
+    assert cli.main(["report", str(tmp_path / "b")]) in (0, None)
+    weights = ["MODEL.WEIGHTS", tmp_path / "b" / "model_final.pth"]
+    opts = map(str, [*tiny_overrides(toy_datasets, tmp_path / "b"), *shards_, *weights])
+    drawn = ["--config-file", str(CONFIG), "--output", str(tmp_path / "drawn")]
+    assert cli.main(["draw", *drawn, "--opts", *opts]) in (0, None)
+    assert len(list((tmp_path / "drawn").iterdir())) == 3
 
 
 def test_samples_and_their_order_are_those_of_the_folder(toy_datasets, toy_shards, tmp_path):
     """Over more than an epoch, in worker processes."""
-    workers = {"DATALOADER.NUM_WORKERS": 2}
+    workers = ["DATALOADER.NUM_WORKERS", 2]
     batches = []
     for cfg in (
-        tiny_config(toy_datasets, tmp_path),
-        sharded_config(toy_datasets, toy_shards, tmp_path),
+        tiny_config(toy_datasets, tmp_path, 2, workers),
+        tiny_config(toy_datasets, tmp_path, 2, [*sharded_overrides(toy_shards), *workers]),
     ):
-        cfg = cfg.clone()
-        cfg.defrost()
-        cfg.merge_from_list([part for pair in workers.items() for part in pair])
         loader = iter(build_train_loader(cfg))
         batches.append([next(loader) for _ in range(8)])
     for one, two in zip(*batches, strict=True):
