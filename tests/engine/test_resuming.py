@@ -76,7 +76,7 @@ def requeued(toy_datasets, tmp_path_factory):
         }
         workers = ["DATALOADER.NUM_WORKERS", 1]
         arguments = command(toy_datasets, output, workers)
-        return start([SBATCH, *arguments], "1:4:SIGUSR1", slurm)
+        return start([SBATCH, *arguments], "1:4:SIGTERM", slurm)
 
     done = job(2)
     return job, done, log, output
@@ -116,7 +116,7 @@ def check_equal(output, undisturbed):
 class Ask(HookBase):
     """Sends this process a signal in an iteration."""
 
-    def __init__(self, iteration, number=signal.SIGTERM):
+    def __init__(self, iteration, number=signal.SIGUSR1):
         self.iteration = iteration
         self.number = number
 
@@ -196,11 +196,11 @@ def test_schedule_that_scales_with_the_processes_is_refused(toy_datasets, tmp_pa
         trainer.resume_or_load(resume=True)
 
 
-def test_sigterm_in_one_process(undisturbed, toy_datasets, tmp_path):
+def test_sigusr1_in_one_process(undisturbed, toy_datasets, tmp_path):
     cfg = tiny_config(toy_datasets, tmp_path, END, NOTHING_ELSE)
-    handler = signal.getsignal(signal.SIGTERM)
+    handler = signal.getsignal(signal.SIGUSR1)
     stopped_run(cfg, 2)
-    assert signal.getsignal(signal.SIGTERM) == handler
+    assert signal.getsignal(signal.SIGUSR1) == handler
     _, rows = run(cfg, resume=True)
     assert rows == undisturbed[1][3:]
 
