@@ -24,6 +24,7 @@ from spatialflow.utils.text import name_some
 from .categories import Categories, SegmentClass
 from .compact import CompactList
 from .file_names import file_below, is_file_below, outside
+from .shards import is_sharded, names_in_shards
 
 _REQUIRED_FIELDS = {
     "images": ("id", "file_name", "height", "width"),
@@ -176,11 +177,11 @@ def load_coco_panoptic(
         image = images[annotation["image_id"]]
         dicts.append(
             DatasetDict(
-                file_name=os.path.join(image_root, image_file(image)),
+                file_name=file_below(image_root, image_file(image)),
                 image_id=image["id"],
                 height=image["height"],
                 width=image["width"],
-                pan_seg_file_name=os.path.join(panoptic_root, annotation["file_name"]),
+                pan_seg_file_name=file_below(panoptic_root, annotation["file_name"]),
                 segments_info=_segments(annotation, classes, panoptic_json),
             )
         )
@@ -209,9 +210,10 @@ def load_unannotated(
     """
     stamp = _stamp(images_json, "Images JSON")
     images = list(_compacted(read_images_json, images_json, stamp)["images"])
+    _check_files(image_root, [image_file(image) for image in images], "image")
     dicts = [
         {
-            "file_name": os.path.join(image_root, image_file(image)),
+            "file_name": file_below(image_root, image_file(image)),
             "image_id": image["id"],
             "height": image["height"],
             "width": image["width"],
@@ -220,7 +222,6 @@ def load_unannotated(
     ]
     if not dicts or len({image["id"] for image in images}) < len(dicts):
         raise ValueError(f"{images_json}: 'images' is empty or has an image id twice.")
-    _check_files(image_root, [image_file(image) for image in images], "image")
     return dicts
 
 
@@ -267,6 +268,19 @@ def _check_pairs(
 
 
 def _check_files(root: str, names: Iterable[str], kind: str) -> None:
+    missing = _not_in_shards(root, names) if is_sharded(root) else _not_in_folder(root, names, kind)
+    if missing:
+        raise FileNotFoundError(
+            f"{kind[0].upper()}{kind[1:]} missing in {root}: {name_some(missing)}."
+        )
+
+
+def _not_in_shards(root: str, names: Iterable[str]) -> list[str]:
+    there = set(names_in_shards(root))
+    return [name for name in names if os.path.normpath(name) not in there]
+
+
+def _not_in_folder(root: str, names: Iterable[str], kind: str) -> list[str]:
     if not os.path.isdir(root):
         raise FileNotFoundError(f"{kind[0].upper()}{kind[1:]} folder {root} not found.")
     # One listing a folder: asking for each file on its own takes minutes on network storage.
@@ -278,10 +292,7 @@ def _check_files(root: str, names: Iterable[str], kind: str) -> None:
             listings[folder] = set(os.listdir(folder)) if os.path.isdir(folder) else set()
         if base not in listings[folder]:
             missing.append(name)
-    if missing:
-        raise FileNotFoundError(
-            f"{kind[0].upper()}{kind[1:]} missing in {root}: {name_some(missing)}."
-        )
+    return missing
 
 
 def _segments(

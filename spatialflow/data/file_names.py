@@ -6,6 +6,8 @@ import ntpath
 import os
 from typing import Any
 
+from .shards import file_in_shards, is_sharded
+
 
 def is_file_below(name: Any) -> bool:
     """Whether a file name from a JSON, joined to a folder, is a file in it or in a subfolder.
@@ -22,13 +24,16 @@ def is_file_below(name: Any) -> bool:
 
 
 def file_below(folder: str, name: Any) -> str:
-    """Path of the file that a JSON names in a folder.
+    """Path of the file that a JSON names in a folder, or in a sharded one (:mod:`.shards`).
 
     Raises:
         ValueError: the file would be outside the folder, see :func:`is_file_below`.
+        FileNotFoundError: no shard has it; whether it is in a folder is not looked at.
     """
     if not is_file_below(name):
         raise ValueError(outside(name, folder))
+    if is_sharded(folder):
+        return file_in_shards(folder, name)
     return os.path.join(folder, name)
 
 

@@ -23,7 +23,7 @@ from detectron2.data.build import trivial_batch_collator
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from spatialflow.utils.parallel import end_with_parent
+from spatialflow.utils.parallel import end_with_parent, leave_stopping_to_parent
 
 from .mapper import PanopticMapper
 from .register import load_dataset_dicts
@@ -90,7 +90,7 @@ def build_test_loader(cfg: CfgNode, dataset_name: str) -> DataLoader:
         mapper=PanopticMapper(cfg, is_train=False),
         num_workers=cfg.DATALOADER.NUM_WORKERS,
     )
-    loader.worker_init_fn = end_with_parent  # Detectron2's function does not take it
+    loader.worker_init_fn = _stay_with_parent  # Detectron2's function does not take it
     return loader
 
 
@@ -187,7 +187,12 @@ def _training_dicts(cfg: CfgNode) -> list[dict[str, Any]]:
     return dicts
 
 
-def _start_worker(worker_id: int) -> None:
+def _stay_with_parent(worker_id: int) -> None:
+    leave_stopping_to_parent()
     end_with_parent()
+
+
+def _start_worker(worker_id: int) -> None:
+    _stay_with_parent(worker_id)
     # The workers are the parallelism; OpenCV's own threads on top would compete for the cores.
     cv2.setNumThreads(0)

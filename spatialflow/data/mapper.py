@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,12 +14,26 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper, detection_utils
 from detectron2.data import transforms as T
 from detectron2.structures import BitMasks, Boxes, Instances
-from detectron2.utils.file_io import PathManager
+from detectron2.utils.file_io import PathHandler, PathManager
 from PIL import Image
 
 from spatialflow.config import takes_original_images
 
 from . import targets
+from .shards import PREFIX, read_file
+
+
+class _FilesInShards(PathHandler):
+    """Lets whatever reads by Detectron2's PathManager read files in shards."""
+
+    def _get_supported_prefixes(self) -> list[str]:
+        return [PREFIX]
+
+    def _open(self, path: str, mode: str = "r", buffering: int = -1, **kwargs: Any) -> io.BytesIO:
+        return io.BytesIO(read_file(path))
+
+
+PathManager.register_handler(_FilesInShards())
 
 
 class ImageKindError(ValueError):

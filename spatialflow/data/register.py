@@ -15,6 +15,7 @@ from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 from .categories import Categories
 from .class_counts import check_same_classes, set_class_counts
 from .coco_panoptic import load_coco_panoptic, load_unannotated, read_categories
+from .shards import is_sharded, is_url, shards_of
 
 TOY_DATASETS = {
     f"toy_panoptic_{split}": (
@@ -61,8 +62,8 @@ def register_coco_panoptic(
 
     Args:
         name: the dataset's name.
-        image_root: folder of the images.
-        panoptic_root: folder of the PNGs, id = R + 256 G + 65536 B.
+        image_root: folder of the images, or a pattern of tar files (:mod:`.shards`).
+        panoptic_root: folder of the PNGs, id = R + 256 G + 65536 B, or such a pattern.
         panoptic_json: the JSON with images, annotations and categories.
 
     Raises:
@@ -248,7 +249,10 @@ def _entries(cfg: CfgNode, key: str) -> list[list[str]]:
 
 def _below_root(keys: Sequence[str], paths: Sequence[str]) -> dict[str, Any]:
     """Paths by key, relative ones below :func:`datasets_root`."""
-    return {k: os.path.join(datasets_root(), p) for k, p in zip(keys, paths, strict=True)}
+    return {
+        k: p if is_url(p) else os.path.join(datasets_root(), p)
+        for k, p in zip(keys, paths, strict=True)
+    }
 
 
 def _metadata(name: str) -> Metadata:
@@ -278,7 +282,7 @@ def _paths(metadata: Metadata) -> dict[str, str]:
 
 def _check_paths(name: str, paths: dict[str, str]) -> None:
     for key, path in paths.items():
-        if not os.path.exists(path):
+        if not (shards_of(path) if is_sharded(path) else os.path.exists(path)):
             root = os.getenv("DETECTRON2_DATASETS")
             hint = _TOY_HINT if name in TOY_DATASETS else ""
             hint = _SEPARATED_HINT if key == "sem_seg_root" else hint

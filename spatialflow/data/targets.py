@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import cv2
@@ -20,6 +19,7 @@ from kornia_rs.io import decode_image_png_u8
 from spatialflow.utils.runs import runs
 
 from .categories import VOID_LABEL
+from .shards import read_file
 
 Segments = Sequence[dict[str, Any]]
 
@@ -38,7 +38,7 @@ def read_panoptic_png(path: str, out: np.ndarray | None = None) -> np.ndarray:
     """Segment ids of a panoptic PNG: id = R + 256 G + 65536 B, 0 is void.
 
     Args:
-        path: path of the file.
+        path: path of the file, or of one in a shard.
         out: array of an earlier call; if its size is the same, it is overwritten and returned.
             Allocating another one takes half as long as the decoding.
 
@@ -51,7 +51,7 @@ def read_panoptic_png(path: str, out: np.ndarray | None = None) -> np.ndarray:
         PngKindError: it is grey, with a palette or of 16 bits.
     """
     try:
-        data = Path(path).read_bytes()
+        data = read_file(path)
     except FileNotFoundError as e:
         raise FileNotFoundError(f"Panoptic PNG {path} not found.") from e
     if not data.startswith(_PNG_SIGNATURE) or len(data) <= _PNG_COLOR_TYPE:

@@ -7,6 +7,7 @@ import os
 import weakref
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import detectron2.engine.hooks
@@ -41,6 +42,7 @@ from .ema import WeightAverage
 from .hooks import BestModelCheckpointer, FiniteGuard, PeriodicCheckpointer
 from .optimizer import auto_scale_workers, build_optimizer
 from .parts import InParts
+from .resuming import OneRunOfMetrics, StopOnSignal, batching, check_batching
 
 
 class Trainer(DefaultTrainer):
@@ -48,7 +50,7 @@ class Trainer(DefaultTrainer):
 
     A run that is stopped and resumed gives the losses of one that was not: the checkpoint holds
     weights, optimizer, schedule, gradient scaler and iteration; random numbers and the data stream
-    are functions of seed and iteration.
+    are functions of seed and iteration. SIGTERM and SIGUSR1 stop it, see :mod:`.resuming`.
 
     Args:
         cfg: see :mod:`spatialflow.config`.
@@ -141,16 +143,21 @@ class Trainer(DefaultTrainer):
         super().run_step()
 
     def state_dict(self) -> dict[str, Any]:
-        """Detectron2's, and the seed, which is drawn when the config has none."""
-        return {**super().state_dict(), "seed": self.cfg.SEED}
+        """Detectron2's, the seed, which is drawn when the config has none, and the batching."""
+        return {**super().state_dict(), "seed": self.cfg.SEED, "batching": batching(self.cfg)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load ``state_dict``, including the seed."""
+        """Load ``state_dict``, including the seed.
+
+        Raises:
+            ValueError: its run had another total batch.
+        """
+        check_batching(state_dict.get("batching", {}), self.cfg)
         super().load_state_dict(state_dict)
         self.cfg = _with_seed(self.cfg, state_dict["seed"])
 
     def build_hooks(self) -> list:
-        """Detectron2's hooks, and the checkpoint of the best PQ behind the evaluation.
+        """Detectron2's hooks, the checkpoint of the best PQ behind the evaluation, and stopping.
 
         Raises:
             ValueError: SOLVER.CHECKPOINT_MAX_TO_KEEP is negative.
@@ -183,7 +190,8 @@ class Trainer(DefaultTrainer):
                 f"{prefix}panoptic_seg/PQ",
             )
             hooks.insert(-1, best)  # before the writer
-        return hooks
+        metrics = OneRunOfMetrics(Path(self.cfg.OUTPUT_DIR, "metrics.json"))
+        return [*hooks, metrics, StopOnSignal(self.checkpointer)]
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode, start_iter: int = 0) -> DataLoader:

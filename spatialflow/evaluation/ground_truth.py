@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Hashable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -12,6 +11,7 @@ from detectron2.data import MetadataCatalog
 
 from spatialflow.data.categories import Categories
 from spatialflow.data.coco_panoptic import open_panoptic_json
+from spatialflow.data.file_names import file_below
 from spatialflow.data.targets import read_panoptic_png
 
 
@@ -68,7 +68,7 @@ class PanopticGroundTruth:
                 f"Image {image_id!r} is not annotated in {self.files['panoptic_json']}, so it "
                 f"cannot be evaluated as part of {self.name}."
             )
-        png = os.path.join(self.files["panoptic_root"], self.png_names[image_id])
+        png = file_below(self.files["panoptic_root"], self.png_names[image_id])
         id_map = read_panoptic_png(png)
         id_map.setflags(write=False)
         segments = self._annotations[self._numbers[image_id]]["segments_info"]

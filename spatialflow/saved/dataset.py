@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from spatialflow.data.coco_panoptic import read_images_json, read_panoptic_json
+from spatialflow.data.shards import is_url
 from spatialflow.utils.files import read_json, write_json
 
 from .predictions import SAVE_FIRST, PanopticFolder
@@ -54,7 +55,8 @@ class SavedDataset:
 
     def save(self, folder: str) -> None:
         """Write ``dataset.json`` into a folder, with absolute paths."""
-        paths = {k: os.path.abspath(p) for k, p in asdict(self).items() if k != "name" and p}
+        paths = {k: p for k, p in asdict(self).items() if k != "name" and p}
+        paths = {k: p if is_url(p) else os.path.abspath(p) for k, p in paths.items()}
         write_json(os.path.join(folder, DATASET_JSON), {"name": self.name, **paths})
 
     @property

@@ -15,6 +15,7 @@ import numpy as np
 from spatialflow.data.categories import Categories
 from spatialflow.data.coco_panoptic import is_segment_id, read_panoptic_json
 from spatialflow.data.file_names import file_below, is_file_below, outside
+from spatialflow.data.shards import is_sharded
 from spatialflow.data.targets import rgb_of_ids
 from spatialflow.utils.files import read_json, write_image, write_json
 
@@ -40,7 +41,7 @@ class PanopticFolder:
     def __post_init__(self) -> None:
         if not self.root:
             object.__setattr__(self, "root", os.path.splitext(self.json)[0])
-        if not os.path.isdir(self.root):
+        if not is_sharded(self.root) and not os.path.isdir(self.root):
             raise FileNotFoundError(f"Folder {self.root} with the PNGs of {self.json} not found.")
 
     @classmethod

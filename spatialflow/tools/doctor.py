@@ -88,6 +88,7 @@ OLDEST_PYTHON, NEWEST_PYTHON = (3, 11), (3, 13)
 REQUIRED_MODULES = (
     "numpy",
     "fvcore",
+    "fsspec",
     "iopath",
     "pycocotools",
     "cv2",

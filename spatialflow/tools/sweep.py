@@ -21,6 +21,7 @@ import torch
 from tqdm import tqdm
 
 from spatialflow.data.categories import Categories
+from spatialflow.data.file_names import file_below
 from spatialflow.data.targets import read_panoptic_png
 from spatialflow.evaluation.panoptic_quality import GROUPS, PanopticCounts, match_segments
 from spatialflow.modeling.panoptic import Merge
@@ -118,7 +119,7 @@ def tasks_of(raw: RawOutputs) -> list[Task]:
 
 def _count_image(task: Task, raw: RawOutputs, merges: Sequence[Merge]) -> list[np.ndarray]:
     path, annotation = task
-    png = os.path.join(raw.truth["panoptic_root"], annotation["file_name"])
+    png = file_below(raw.truth["panoptic_root"], annotation["file_name"])
     truth = read_panoptic_png(png)
     instances, labels = load_raw_output(path)
     tables = []

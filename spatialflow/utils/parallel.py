@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from multiprocessing import connection
+from types import FrameType
 from typing import TypeVar
 
 import cv2
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
+
+STOP_SIGNALS = tuple(
+    getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name)
+)
+"""Signals by which a batch system asks a run to stop; it sends them to all of its processes."""
 
 
 def in_parallel(
@@ -56,6 +64,40 @@ def end_with_parent(worker_id: int = 0) -> None:
         worker_id: not used; with it, this is a ``worker_init_fn`` of a data loader.
     """
     threading.Thread(target=_wait_for_parent, args=(os.getppid(),), daemon=True).start()
+
+
+@contextmanager
+def on_stop_signal(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Call a function on STOP_SIGNALS while the block runs.
+
+    Outside the main thread, where Python does not let one, they do what they did before.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, handler) for number in STOP_SIGNALS}
+    try:
+        yield
+    finally:
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
+
+
+def leave_stopping_to_parent() -> None:
+    """Let this worker of a data loader end on STOP_SIGNALS from its parent, and on no others.
+
+    The parent still needs it for the iteration that it is in when the run is asked to stop. Without
+    ``sigwaitinfo``, as on macOS, they do what they did before.
+    """
+    if hasattr(signal, "sigwaitinfo"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # in threads that start from now on
+        threading.Thread(target=_end_when_told, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_when_told(pid: int) -> None:
+    while signal.sigwaitinfo(STOP_SIGNALS).si_pid != pid:
+        pass
+    os._exit(0)
 
 
 def _wait_for_parent(pid: int) -> None:

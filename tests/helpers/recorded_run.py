@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import time
 from pathlib import Path
 
 import torch
@@ -12,7 +15,9 @@ from detectron2.utils.env import seed_all_rng
 from tiny_runs import tiny_config
 
 from spatialflow.engine import Trainer
+from spatialflow.engine.resuming import TrainingStopped
 from spatialflow.errors import UserError
+from spatialflow.utils.parallel import on_stop_signal
 
 
 class Recorder(HookBase):
@@ -87,6 +92,22 @@ def syncbn_in_processes(datasets: str, output: str) -> None:
         thing_head.sample = sample_nothing
     trainer.train()
     Path(output, f"report_{comm.get_rank()}.json").write_text(json.dumps(recorder.rows))
+
+
+def stop_parent(folder: str) -> None:
+    """In each of several processes: wait for a signal that one of them sends to their parent."""
+
+    def stop(number, frame):
+        Path(folder, str(comm.get_rank())).touch()
+
+    with on_stop_signal(stop):
+        comm.synchronize()
+        if comm.get_rank() == 0:
+            os.kill(os.getppid(), signal.SIGTERM)
+        deadline = time.monotonic() + 60
+        while not Path(folder, str(comm.get_rank())).exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+    raise TrainingStopped
 
 
 def in_processes(datasets: str, output: str) -> None:

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from spatialflow.data.categories import Category
 from spatialflow.data.coco_panoptic import read_panoptic_lists
 from spatialflow.data.register import PanopticFiles
+from spatialflow.data.shards import is_sharded
 from spatialflow.utils.parallel import in_parallel
 
 from .anchors import fit_anchors
@@ -92,6 +93,8 @@ def _add_outcomes(
 
 def _unlisted(root: str, names: Iterable[str | None]) -> list[Problem]:
     """Files beside the dataset's own, of the same types, that are not the dataset's."""
+    if is_sharded(root):
+        return []  # a shard has what belongs to its samples, such as their captions
     listed = {os.path.normpath(os.path.join(root, name)) for name in names if name}
     suffixes = {os.path.splitext(path)[1] for path in listed}
     extra = []

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from spatialflow.data.file_names import file_below
 from spatialflow.data.mapper import ImageKindError, read_image
 from spatialflow.data.targets import PngKindError, measure_segments, read_panoptic_png
 
@@ -63,8 +63,8 @@ def _check_pair(pair: Pair, image_root: str, panoptic_root: str, outcome: Outcom
 
 def _decode(kind: str, root: str, name: str, problems: list[Problem]) -> np.ndarray | None:
     """(H, W, 3) image or (H, W) segment ids, as training reads them; None for a problem."""
-    path = os.path.join(root, name)
     try:
+        path = file_below(root, name)
         return read_image(path, "BGR") if kind == "image" else read_panoptic_png(path)
     except FileNotFoundError:
         problems.append(Problem(f"{kind}_missing", name, f"not in {root}"))
