@@ -224,6 +224,7 @@ _FROM_RETINANET = [
         note="the same, of one listed at 40.4 box AP",
     ),
     Result("own_data/spatialflow_R_50_from_retinanet.yaml", "yours", note="to copy"),
+    Result("own_data/spatialflow_lite0.yaml", "yours", note="to copy; some hundreds of pictures"),
 ]
 
 _OTHERS = [
@@ -239,6 +240,7 @@ _OTHERS = [
     Result("toy/spatialflow_toy.yaml", "toy val"),
     Result("toy/spatialflow_toy_lite0.yaml", "toy val"),
     Result("toy/panoptic_fpn_toy.yaml", "toy val"),
+    Result("toy/panoptic_fpn_toy_lite0.yaml", "toy val"),
     Result("toy/jsis_net_toy.yaml", "toy val"),
     Result("toy/htc_toy.yaml", "toy val"),
     Result("toy/spinet_toy.yaml", "toy val"),
