@@ -26,7 +26,7 @@ DOCUMENTS = (
     "docs/PERFORMANCE.md",
     "docs/RESULTS.md",
 )
-TORCH_FREE = ("doctor", "score")
+TORCH_FREE = ("doctor", "predict", "score")
 
 
 def in_new_process(*arguments, code=""):

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from spatialflow.tools.serve.picture import PictureError, decode_picture, open_picture
+from spatialflow.tools.picture import PictureError, decode_picture, open_picture
 
 
 def encoded(image, file_format="PNG", **options):
