@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import Future
 from pathlib import Path
 
@@ -56,12 +57,13 @@ class Runs:
 
     Attributes:
         folder: a folder for all.
+        number: of the pictures.
         pictures: the input.
         faults: the folder that the predictor is told of.
     """
 
     def __init__(self, folder: Path, number: int):
-        self.folder = folder
+        self.folder, self.number = folder, number
         self.pictures = write_pictures(folder / "pictures", number)
         self.faults = folder / "faults"
         self.faults.mkdir()
@@ -75,9 +77,10 @@ class Runs:
         """Run in this process; returns the exit code."""
         return run_command("predict", self.arguments(output, "--executor", "inline", *more))
 
-    def start(self, output: str, *more: str) -> subprocess.Popen:
-        """Start in a process of its own."""
-        command = [sys.executable, "-m", "spatialflow", "predict", *self.arguments(output, *more)]
+    def start(self, output: str, *more: str, prefix: Sequence[str] = ()) -> subprocess.Popen:
+        """Start in a process of its own; ``prefix``: what runs its command."""
+        command = [*prefix, sys.executable, "-m", "spatialflow", "predict"]
+        command += self.arguments(output, *more)
         return subprocess.Popen(
             command,
             env=environment(self.faults),
@@ -119,7 +122,8 @@ class Runs:
         """Numbers of the pictures whose shards are finished."""
         folders = (self.folder / output / "panoptic_predictions").glob("*/shard.json")
         indices = [int(path.parent.name) for path in folders]
-        return {i * SHARD_SIZE + k for i in indices for k in range(SHARD_SIZE)}
+        numbers = {i * SHARD_SIZE + k for i in indices for k in range(SHARD_SIZE)}
+        return numbers & set(range(self.number))
 
     def content(self, output: str) -> dict[str, bytes]:
         """All files of an output by name."""
@@ -133,10 +137,9 @@ def environment(faults: Path) -> dict[str, str]:
         **os.environ,
         "PYTHONPATH": os.pathsep.join(paths),
         "COUNTED_PREDICTOR": str(faults),
-        # Dask: a worker that says nothing is lost soon; the addresses are those of this machine.
+        # Dask: a worker that says nothing is lost soon.
         "DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL": "3s",
         "DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT": "5s",
-        "DASK_DISTRIBUTED__COMM__TIMEOUTS__TCP": "5s",
     }
 
 
@@ -147,6 +150,14 @@ def content_of(folder: Path) -> dict[str, bytes]:
         for p in sorted(folder.rglob("*"), key=str)
         if p.is_file()
     }
+
+
+def assert_same(runs: Runs, output: str, undisturbed: dict[str, bytes]) -> None:
+    """An output has the files of an undisturbed run, byte for byte, and no others."""
+    own = runs.content(output)
+    assert own.keys() == undisturbed.keys()
+    # The plan has the times of the pictures, which each run has written for itself.
+    assert not [n for n in own if n != "inputs.jsonl" and own[n] != undisturbed[n]]
 
 
 def kill(*pids: int) -> None:

@@ -5,19 +5,11 @@ import os
 import signal
 
 import pytest
-from predict_runs import is_alive, kill, until
+from predict_runs import assert_same, is_alive, kill, until
 
 from spatialflow.tools.predict.command import UNFINISHED
 
 COUNT = 18
-INPUTS = "inputs.jsonl"  # has the times of the files
-
-
-def same(runs, output, undisturbed):
-    """Whether an output has the files of an undisturbed run, and no others."""
-    own = runs.content(output)
-    assert own.keys() == undisturbed.keys()
-    return [n for n in own if n != INPUTS and own[n] != undisturbed[n]] == []
 
 
 def test_killed_worker__its_shard_is_done_again_and_no_other(runs, undisturbed):
@@ -26,7 +18,7 @@ def test_killed_worker__its_shard_is_done_again_and_no_other(runs, undisturbed):
     kill(runs.worker_at(6))
     hold.unlink()
     assert run.wait(60) == 0
-    assert same(runs, "out", undisturbed)
+    assert_same(runs, "out", undisturbed)
     assert runs.count() == {**dict.fromkeys(range(COUNT), 1), 4: 2, 5: 2, 6: 2}
 
 
@@ -42,7 +34,7 @@ def test_killed_client__workers_end_and_the_next_run_goes_on(runs, undisturbed, 
     before, finished = runs.count(), runs.finished("out")
     hold.unlink()
     runs.run("out", "--workers", "2")
-    assert same(runs, "out", undisturbed)
+    assert_same(runs, "out", undisturbed)
     assert finished and all(runs.count()[n] == before[n] for n in finished)
     assert all(runs.count()[n] - before[n] == 1 for n in set(range(COUNT)) - finished)
 
@@ -50,7 +42,7 @@ def test_killed_client__workers_end_and_the_next_run_goes_on(runs, undisturbed, 
 def test_hanging_worker__ends_at_the_deadline_and_the_shard_is_retried(runs, undisturbed):
     runs.order("hang_once", 5)
     runs.run("out", "--deadline", "2")
-    assert same(runs, "out", undisturbed)
+    assert_same(runs, "out", undisturbed)
     assert runs.count() == {**dict.fromkeys(range(COUNT), 1), 4: 2, 5: 2}
 
 
@@ -79,7 +71,7 @@ def test_sigterm__finishes_what_is_in_flight_and_says_that_it_is_unfinished(runs
     assert runs.finished("out") == set(range(8)) == set(runs.count())
     assert not (runs.folder / "out" / "errors.jsonl").exists()
     runs.run("out")
-    assert same(runs, "out", undisturbed)
+    assert_same(runs, "out", undisturbed)
     assert runs.count() == dict.fromkeys(range(COUNT), 1)
 
 
@@ -93,4 +85,4 @@ def test_second_client__is_told_who_writes_and_the_first_one_goes_on(runs, undis
     assert f"error: {runs.folder}/out is being written by process {first.pid} on " in errors
     hold.unlink()
     assert first.wait(60) == 0
-    assert same(runs, "out", undisturbed)
+    assert_same(runs, "out", undisturbed)
