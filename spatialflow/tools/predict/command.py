@@ -32,7 +32,17 @@ from .inputs import ImageIds, Source, open_source
 from .manifest import Manifest, plan
 from .merge import ERRORS, merge
 from .model import ModelChoice
-from .shard import WORK, Job, Shard, ShardResult, predict_shard, read_shard, shard_folder
+from .shard import (
+    TRASH,
+    WORK,
+    Job,
+    Shard,
+    ShardResult,
+    discard,
+    predict_shard,
+    read_shard,
+    shard_folder,
+)
 
 UNFINISHED = os.EX_TEMPFAIL
 """Exit code of a run that was stopped: run it again."""
@@ -184,13 +194,16 @@ class _Progress:
 
 def _run_locked(args: argparse.Namespace, source: Source, model: ModelChoice, alone: bool) -> int:
     work = args.output / WORK
-    if alone:
-        shutil.rmtree(work, ignore_errors=True)
+    if alone:  # what clients left that were killed
+        discard(work)
+        for trash in args.output.glob(f"{TRASH}*"):
+            shutil.rmtree(trash, ignore_errors=True)
     identity = model.identity()
     settings: dict[str, Any] = {**identity, "format": args.format, "shard_size": args.shard_size}
     settings["dataset"] = digest_of(args.json) if args.json else None
     manifest = plan(args.output, source, ImageIds(args.json), settings, 2 * args.workers)
     (args.output / PREDICTIONS).mkdir(exist_ok=True)
+    work.mkdir(exist_ok=True)
     job = Job(
         output=os.path.abspath(args.output),
         root=str(source.root),
@@ -208,8 +221,7 @@ def _run_locked(args: argparse.Namespace, source: Source, model: ModelChoice, al
     stopped = False
     if progress.done < manifest.shards:
         stopped = _predict_missing(args, job, manifest, progress)
-    if alone:
-        shutil.rmtree(work, ignore_errors=True)
+    discard(work if alone else work / job.run)
     if progress.done == manifest.shards:
         if args.json:
             dataset_of(args, source).save(str(args.output))
@@ -228,6 +240,7 @@ def _predict_missing(
         for index, pictures in enumerate(manifest)
         if not shard_folder(job.output, index).exists()
     )
+    (Path(job.output) / WORK / job.run).mkdir()
     executor = open_executor(args.executor, Settings(args.workers, args.scheduler, limit))
     bar = tqdm(total=manifest.pictures, initial=progress.before, unit="picture", file=sys.stderr)
     try:

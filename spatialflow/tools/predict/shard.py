@@ -11,7 +11,6 @@ import shutil
 import socket
 import uuid
 from collections import Counter
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,8 @@ from .manifest import UNREADABLE, Picture
 from .model import ModelChoice
 
 WORK = ".work"
-"""Folder of what is not finished."""
+"""Folder of what is not finished, one folder a client."""
+TRASH = ".trash-"
 DONE = "shard.json"
 STRIKES = 3
 """At how many lost workers a picture becomes an error row."""
@@ -106,6 +106,16 @@ def read_shard(output: str | os.PathLike, index: int, manifest: str) -> ShardRes
     return ShardResult(content["pictures"], content["errors"])
 
 
+def discard(folder: Path) -> None:
+    """Remove a folder of unfinished shards, of which no part can be published from then on."""
+    trash = folder.with_name(f"{TRASH}{uuid.uuid4().hex[:12]}")
+    try:
+        os.rename(folder, trash)  # at once; who still writes there finds nothing
+    except FileNotFoundError:
+        return
+    shutil.rmtree(trash, ignore_errors=True)
+
+
 def predict_shard(shard: Shard) -> ShardResult:
     """Predict the pictures of a shard and publish the results, unless that is done already.
 
@@ -143,9 +153,7 @@ class _Attempt:
         name = f"{shard.index:06d}-{uuid.uuid4().hex[:12]}"
         self.partial = work / name
         self._note = work / f"{name}.at"
-        with suppress(OSError):  # of attempts that were killed
-            for earlier in work.glob(f"{shard.index:06d}-*/"):
-                shutil.rmtree(earlier, ignore_errors=True)
+        # Their folders stay: whoever had one may be alive, and only cut off.
         self._earlier = list(work.glob(f"{shard.index:06d}-*.at"))
 
     def run(self, predictor: PanopticPredictor) -> ShardResult:
@@ -154,7 +162,9 @@ class _Attempt:
         strikes = [note.read_text().split("\n", 1) for note in self._earlier]
         counts = Counter(place for place, *_ in strikes)
         reasons = {place: reason for place, *reasons in strikes for reason in reasons}
-        self.partial.mkdir(parents=True)
+        self.partial.mkdir()  # not its parent, which goes with the client
+        begun = self.partial / "begun"
+        begun.touch()
         writer = FORMATS[job.format](str(self.partial), predictor.categories, self._shard.pictures)
         errors = []
         for place, picture in enumerate(self._shard.pictures):
@@ -169,6 +179,7 @@ class _Attempt:
                 except Exception as e:
                     self._note.write_text(f"{place}\n{type(e).__name__}: {e}")
                     raise
+                begun.stat()  # FileNotFoundError, where the folder was discarded meanwhile
                 if isinstance(found, str):
                     message = found
                 else:
@@ -179,6 +190,7 @@ class _Attempt:
         result = ShardResult(len(self._shard.pictures), errors, _peak_memory())
         content = {"manifest": job.manifest, "pictures": result.pictures, "errors": errors}
         write_json(str(self.partial / DONE), content)
+        begun.unlink()  # not there, either, if writing made the folder again with a part of it
         publish_folder(str(self.partial), str(shard_folder(job.output, self._shard.index)))
         for note in [*self._earlier, self._note]:
             note.unlink(missing_ok=True)

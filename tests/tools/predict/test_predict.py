@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -12,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from counted_predictor import CATEGORIES
-from predict_runs import SHARD_SIZE, content_of
+from predict_runs import SHARD_SIZE, content_of, until
 from pyarrow import parquet
 from pycocotools import mask as coco_mask
 from served import png_of_size
@@ -364,6 +365,7 @@ def job_of(runs, output, **changes):
     known = {"output": str(runs.folder / output), "root": str(runs.pictures), "manifest": "m"}
     known |= {"run": "r", "model": model, "identity": model.identity(), "format": "coco"}
     (runs.folder / output / "panoptic_predictions").mkdir(parents=True, exist_ok=True)
+    (runs.folder / output / ".work/r").mkdir(parents=True, exist_ok=True)
     return Job(**{**known, "deadline": None, **changes})
 
 
@@ -388,6 +390,39 @@ def test_two_workers_with_one_shard__the_first_one_counts(one_run, monkeypatch):
     assert result.pictures == SHARD_SIZE and seen
     assert content_of(shard_folder(task.job.output, 0)) == seen[0]
     assert not list((one_run.folder / "other/.work").rglob("0*"))
+
+
+def test_worker_that_was_cut_off__publishes_nothing_once_its_folder_was_discarded(one_run):
+    """As when its client was killed, and the next one has begun."""
+    pictures = [
+        Picture(*entry)
+        for entry in json.loads((one_run.folder / "out/inputs.jsonl").read_text().splitlines()[0])
+    ]
+    task = Shard(job_of(one_run, "other"), 0, pictures)
+    hold = one_run.order("hold", 2)
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(predict_shard, task)
+        until(lambda: one_run.count()[2] == 2)
+        shard.discard(one_run.folder / "other/.work")
+        hold.unlink()
+        with pytest.raises(UserError, match="No such file"):
+            running.result(60)
+    assert not list((one_run.folder / "other").rglob("0*"))
+    # And where writing made the folder again, with the last two pictures in it.
+    (one_run.folder / "other/.work/r").mkdir(parents=True)
+    add = shard.FORMATS["coco"].add
+
+    def discard_and_add(self, picture, *args):
+        if picture.name == "0002.png":
+            shard.discard(Path(self._folder))
+            Path(self._folder).mkdir()
+        return add(self, picture, *args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shard.FORMATS["coco"], "add", discard_and_add)
+        with pytest.raises(UserError, match="No such file"):
+            predict_shard(task)
+    assert not shard_folder(task.job.output, 0).exists()
 
 
 def test_worker_with_other_files__is_named(runs):
