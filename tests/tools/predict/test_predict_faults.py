@@ -12,6 +12,12 @@ from spatialflow.tools.predict.command import UNFINISHED
 COUNT = 18
 
 
+def test_three_processes_give_the_bytes_of_one(runs, undisturbed):
+    runs.run("out", "--workers", "3")
+    assert_same(runs, "out", undisturbed)
+    assert runs.count() == dict.fromkeys(range(COUNT), 1)
+
+
 def test_killed_worker__its_shard_is_done_again_and_no_other(runs, undisturbed):
     hold = runs.order("hold", 6)
     run = runs.start("out", "--workers", "2")
