@@ -39,6 +39,7 @@ from .shard import (
     Shard,
     ShardResult,
     discard,
+    peak_memory,
     predict_shard,
     read_shard,
     shard_folder,
@@ -187,6 +188,7 @@ class _Progress:
             ["failed shards", f"{len(self.failed):,}"],
             ["seconds", f"{seconds:.1f}"],
             ["pictures a second", f"{self.pictures / seconds:.1f}"],
+            ["memory of this process", f"{peak_memory():.0f} MB"],
             ["memory of a worker", f"{self.memory:.0f} MB"],
         ]
         return table(rows, ["", ""], left=1)
@@ -219,9 +221,11 @@ def _run_locked(args: argparse.Namespace, source: Source, model: ModelChoice, al
         if shard_folder(args.output, index).exists():
             progress.add(index, read_shard(args.output, index, manifest.digest), before=True)
     stopped = False
-    if progress.done < manifest.shards:
-        stopped = _predict_missing(args, job, manifest, progress)
-    discard(work if alone else work / job.run)
+    try:
+        if progress.done < manifest.shards:
+            stopped = _predict_missing(args, job, manifest, progress)
+    finally:
+        discard(work if alone else work / job.run)
     if progress.done == manifest.shards:
         if args.json:
             dataset_of(args, source).save(str(args.output))

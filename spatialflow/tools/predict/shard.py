@@ -6,7 +6,6 @@ import faulthandler
 import hashlib
 import os
 import re
-import resource
 import shutil
 import socket
 import uuid
@@ -187,7 +186,7 @@ class _Attempt:
             if message is not None:
                 errors.append({"file_name": picture.name, "message": message})
         writer.close()
-        result = ShardResult(len(self._shard.pictures), errors, _peak_memory())
+        result = ShardResult(len(self._shard.pictures), errors, peak_memory())
         content = {"manifest": job.manifest, "pictures": result.pictures, "errors": errors}
         write_json(str(self.partial / DONE), content)
         begun.unlink()  # not there, either, if writing made the folder again with a part of it
@@ -246,5 +245,8 @@ def _predictor_of(job: Job) -> PanopticPredictor:
     return _loaded[job.manifest]
 
 
-def _peak_memory() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+def peak_memory() -> float:
+    """The most that this process had resident so far, in megabytes."""
+    # Of its own program: ru_maxrss begins with what the process that started it had.
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) / 1024

@@ -1,0 +1,124 @@
+#!/usr/bin/env python
+"""What `spatialflow predict` takes for itself: pictures a second and memory, with a stub model.
+
+    python tools/measure_scale.py --work /tmp/scale --record
+
+The pictures are small (64x64), and the model is a threshold, so that planning, scheduling, reading
+and writing are all there is. "plain loop" reads, calls and writes the same in one process, without
+shards, digests and fsync. Prints a Markdown table; --record puts it into measured.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from spatialflow.data.categories import Categories
+from spatialflow.saved.predictions import write_prediction
+
+TABLE = "scale_stub"
+COLUMNS = ["pictures", "who", "workers", "pictures / s", "client, MB", "worker, MB"]
+CATEGORIES = Categories.from_json(
+    [{"id": 1, "name": "bright", "isthing": 1}, {"id": 2, "name": "dark", "isthing": 0}]
+)
+
+
+class Threshold:
+    """The stub: bright pixels are one segment, the others another."""
+
+    name = "threshold"
+    categories = CATEGORIES
+
+    def __call__(self, image):
+        ids = np.where(image[..., 0] > 127, 1, 2).astype(np.int32)
+        return ids, [
+            {"id": 1, "isthing": True, "category_id": 0, "score": 1.0},
+            {"id": 2, "isthing": False, "category_id": 0},
+        ]
+
+
+def build() -> Threshold:
+    """For --predictor."""
+    return Threshold()
+
+
+def write_pictures(folder: Path, number: int) -> None:
+    """Blocks of grey, as PNG."""
+    folder.mkdir(parents=True)
+    for i in range(number):
+        blocks = np.random.RandomState(i).randint(0, 256, (8, 8, 3), np.uint8)
+        blocks[0, :2, 0] = 0, 255
+        picture = np.kron(blocks, np.ones((8, 8, 1), np.uint8))
+        cv2.imwrite(str(folder / f"{i:06}.png"), picture)
+
+
+def plain_loop(pictures: Path, output: Path) -> float:
+    """Seconds for all pictures without anything around them."""
+    begun, model = time.perf_counter(), build()
+    for i, path in enumerate(sorted(pictures.iterdir())):
+        ids, segments = model(cv2.imread(str(path)))
+        write_prediction(str(output), i, f"{path.stem}.png", ids, segments)
+    return time.perf_counter() - begun
+
+
+def run(pictures: Path, output: Path, executor: str, workers: int) -> dict[str, str]:
+    """Cells of the table that a run prints."""
+    words = ["--input", pictures, "--output", output, "--executor", executor]
+    words += ["--import", Path(__file__).resolve(), "--predictor", f"{Path(__file__).stem}:build"]
+    command = [sys.executable, "-m", "spatialflow", "predict", *words, "--workers", workers]
+    printed = subprocess.run(
+        list(map(str, command)), check=True, stdout=subprocess.PIPE, text=True
+    ).stdout
+    return dict(re.findall(r"^\| (\w.*?) +\| +(.*?) +\|$", printed, re.M))
+
+
+def main() -> None:
+    """Measure all and print the table."""
+    from spatialflow.tools.zoo import measured  # with torch, which the workers do without
+
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--work", type=Path, required=True, help="folder; what is in it is kept")
+    parser.add_argument("--pictures", type=int, nargs="+", default=[200, 2000, 20000])
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4])
+    parser.add_argument("--executors", nargs="+", default=["processes", "dask"])
+    parser.add_argument("--record", action="store_true", help="write it into measured.json")
+    args = parser.parse_args()
+    rows = []
+    for number in args.pictures:
+        pictures = args.work / f"pictures_{number}"
+        if not pictures.is_dir():
+            write_pictures(pictures, number)
+        seconds = plain_loop(pictures, args.work / "plain")
+        rows.append([f"{number:,}", "plain loop", "1", f"{number / seconds:.0f}", "-", "-"])
+        print(*rows[-1], flush=True)
+        for executor in args.executors:
+            for workers in args.workers:
+                output = args.work / "output"
+                shutil.rmtree(output, ignore_errors=True)
+                cells = run(pictures, output, executor, workers)
+                rate = number / float(cells["seconds"])
+                memory = [
+                    cells[f"memory of {who}"].split()[0] for who in ("this process", "a worker")
+                ]
+                rows.append([f"{number:,}", executor, str(workers), f"{rate:.0f}", *memory])
+                print(*rows[-1], flush=True)
+    table: measured.Table = {
+        "columns": COLUMNS,
+        "align": ["---:", "---", *["---:"] * 4],
+        "rows": rows,
+    }
+    print(measured.markdown(table))
+    if args.record:
+        measured.save({TABLE: table})
+
+
+if __name__ == "__main__":
+    main()
