@@ -8,6 +8,7 @@ import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -106,9 +107,11 @@ def publish_folder(partial: str, path: str) -> None:
         partial: the folder, on the same file system.
         path: the final name.
     """
-    for folder, _, files in os.walk(partial, topdown=False):
-        for file in files:
-            _sync(os.path.join(folder, file))
+    folders = list(os.walk(partial, topdown=False))
+    files = [os.path.join(folder, file) for folder, _, names in folders for file in names]
+    with ThreadPoolExecutor(8) as pool:  # a file system writes several at once
+        list(pool.map(_sync, files))
+    for folder, *_ in folders:
         _sync(folder)
     try:
         os.rename(partial, path)
