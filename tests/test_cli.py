@@ -24,6 +24,7 @@ DOCUMENTS = (
     "datasets/README.md",
     "docs/EXPORT.md",
     "docs/PERFORMANCE.md",
+    "docs/SCALE.md",
     "docs/RESULTS.md",
 )
 TORCH_FREE = ("doctor", "predict", "score")

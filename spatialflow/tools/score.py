@@ -88,6 +88,8 @@ def parser() -> CommandParser:
 def _mapper(args: argparse.Namespace) -> Iterator[Mapper | None]:
     """Who counts, where that is an executor."""
     if args.executor is None:
+        if args.scheduler is not None:
+            raise UsageError("--scheduler needs --executor dask or --executor ray.")
         yield None
         return
     executor = open_executor(args.executor, Settings(args.workers, args.scheduler))

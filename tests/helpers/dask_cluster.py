@@ -92,6 +92,8 @@ class Cluster:
 
     def __init__(self, folder: Path, faults: Path, workers: int, network: Network | None = None):
         self._folder, self._environment = folder, environment(faults)
+        if network is not None:  # a host that says nothing for some seconds is lost
+            self._environment["DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL"] = "3s"
         self._workers, self._network = workers, network
         self._processes: list[subprocess.Popen] = []
         self.address = ""

@@ -137,9 +137,6 @@ def environment(faults: Path) -> dict[str, str]:
         **os.environ,
         "PYTHONPATH": os.pathsep.join(paths),
         "COUNTED_PREDICTOR": str(faults),
-        # Dask: a worker that says nothing is lost soon.
-        "DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL": "3s",
-        "DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT": "5s",
     }
 
 

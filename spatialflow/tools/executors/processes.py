@@ -13,6 +13,7 @@ from typing import Any
 
 import cv2
 
+from spatialflow.errors import UsageError
 from spatialflow.utils.parallel import end_with_parent
 
 from . import Settings
@@ -25,6 +26,8 @@ class Processes:
     """See :class:`spatialflow.tools.executors.Executor`."""
 
     def __init__(self, settings: Settings) -> None:
+        if settings.scheduler is not None:
+            raise UsageError("--scheduler is for --executor dask and --executor ray.")
         self._workers = settings.workers
         self._deadline = settings.deadline
         # One pool a process: a pool whose process dies takes all its tasks with it.

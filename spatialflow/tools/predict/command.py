@@ -18,7 +18,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from spatialflow.errors import UserError
+from spatialflow.errors import UsageError, UserError
 from spatialflow.saved.dataset import SavedDataset
 from spatialflow.saved.predictions import PREDICTIONS
 from spatialflow.utils.command_parser import CommandParser, add_import_argument
@@ -92,7 +92,7 @@ def parser() -> CommandParser:
         metavar="MODULE:FUNCTION",
         help="a function of yours in place of a config; it returns a PanopticPredictor",
     )
-    add("--workers", type=_positive, default=1, help="processes (%(default)s), a model each")
+    add("--workers", type=_positive, default=1, help="processes (%(default)s), each with the model")
     add("--threads", type=_positive, default=1, help="of each on the CPU (%(default)s)")
     add_executor_arguments(parser, "processes")
     add("--shard-size", type=_positive, default=100, help="pictures a shard (%(default)s)")
@@ -110,6 +110,8 @@ def parser() -> CommandParser:
 
 def run(args: argparse.Namespace) -> int:
     """Plan, predict what is missing, write the index; returns the exit code."""
+    if args.panoptic and not args.json:
+        raise UsageError("--panoptic is the folder of the PNGs of a --json.")
     check_format(args.format)
     source = open_source(args.input, args.output)
     model = model_of(args)
@@ -203,7 +205,7 @@ def _run_locked(args: argparse.Namespace, source: Source, model: ModelChoice, al
     identity = model.identity()
     settings: dict[str, Any] = {**identity, "format": args.format, "shard_size": args.shard_size}
     settings["dataset"] = digest_of(args.json) if args.json else None
-    manifest = plan(args.output, source, ImageIds(args.json), settings, 2 * args.workers)
+    manifest = plan(args.output, source, ImageIds(args.json, source), settings, 2 * args.workers)
     (args.output / PREDICTIONS).mkdir(exist_ok=True)
     work.mkdir(exist_ok=True)
     job = Job(

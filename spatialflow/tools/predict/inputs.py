@@ -58,15 +58,17 @@ class ImageIds:
 
     Args:
         path: a panoptic JSON or another with ``images``; None: there is none.
+        source: of the pictures; the names in a folder are not compared with each other.
 
     Raises:
         FileNotFoundError, ValueError: it is not found, or is no such JSON.
     """
 
-    def __init__(self, path: str | None) -> None:
+    def __init__(self, path: str | None, source: Source) -> None:
         self._path = path
         images = [] if path is None else read_images_json(path)["images"]
         self._ids = {image["file_name"]: image["id"] for image in images}
+        self._compare = path is not None or not source.path.is_dir()
         self._seen: set[int] = set()
 
     def of(self, name: str) -> int | str:
@@ -80,9 +82,10 @@ class ImageIds:
             found = self._ids.get(name, self._ids.get(os.path.basename(name)))
         if found is None:
             raise UserError(f"{self._path} has no image {name}: take it out of --input.")
-        if hash(found) in self._seen:
-            raise UserError(f"--input has {name} twice, or two pictures with its id {found!r}.")
-        self._seen.add(hash(found))
+        if self._compare:
+            if hash(found) in self._seen:
+                raise UserError(f"--input has {name} twice, or two pictures of id {found!r}.")
+            self._seen.add(hash(found))
         return found
 
 

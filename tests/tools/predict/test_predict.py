@@ -257,6 +257,8 @@ def test_output_among_the_pictures_is_refused(runs):
         (["--model", "m.onnx"], "One model"),
         (["--config-file", "c.yaml"], "One model"),
         (["--weights", "w.pth"], "One model"),
+        (["--scheduler", "tcp://a:1"], "--scheduler is for --executor dask"),
+        (["--panoptic", "pngs"], "--panoptic is the folder"),
         (["--executor", "kubernetes"], "--executor is one of processes, dask, ray, inline"),
     ],
 )
@@ -356,7 +358,7 @@ def test_full_disk__the_next_run_finishes(one_run):
         assert one_run.content("small/out") == one_run.content("out")
         assert all(one_run.count()[n] == before[n] for n in finished)
     finally:
-        subprocess.run(["umount", str(small)], check=True)
+        subprocess.run(["umount", "--lazy", str(small)], check=True)
 
 
 def job_of(runs, output, **changes):

@@ -47,7 +47,7 @@ def test_killed_client__workers_end_and_the_next_run_goes_on(runs, undisturbed, 
 
 def test_hanging_worker__ends_at_the_deadline_and_the_shard_is_retried(runs, undisturbed):
     runs.order("hang_once", 5)
-    runs.run("out", "--deadline", "2")
+    runs.run("out", "--deadline", "3")
     assert_same(runs, "out", undisturbed)
     assert runs.count() == {**dict.fromkeys(range(COUNT), 1), 4: 2, 5: 2}
 
@@ -55,7 +55,7 @@ def test_hanging_worker__ends_at_the_deadline_and_the_shard_is_retried(runs, und
 @pytest.mark.parametrize("fault", ["hang", "die"])
 def test_picture_that_takes_every_worker__becomes_an_error(runs, undisturbed, fault):
     runs.order(fault, 17)
-    runs.run("out", "--deadline", "1")
+    runs.run("out", "--deadline", "2")
     (error,) = map(json.loads, (runs.folder / "out" / "errors.jsonl").read_text().splitlines())
     assert error["file_name"] == "0017.png" and "failed 3 times" in error["message"]
     assert runs.count()[17] == 3
