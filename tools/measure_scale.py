@@ -5,7 +5,8 @@
 
 The pictures are small (64x64), and the model is a threshold, so that planning, scheduling, reading
 and writing are all there is. "plain loop" reads, calls and writes the same in one process, without
-shards, digests and fsync. Prints a Markdown table; --record puts it into measured.json.
+shards, digests and fsync. A second table has the steps of the client alone. --record puts both into
+measured.json.
 """
 
 from __future__ import annotations
@@ -26,9 +27,13 @@ import cv2
 import numpy as np
 
 from spatialflow.data.categories import Categories
-from spatialflow.saved.predictions import write_prediction
+from spatialflow.saved.predictions import PREDICTIONS_JSON, write_prediction
+from spatialflow.tools.predict.inputs import ImageIds, open_source
+from spatialflow.tools.predict.manifest import INPUTS, MANIFEST, plan
+from spatialflow.tools.predict.merge import ERRORS, merge
+from spatialflow.utils.files import read_json
 
-TABLE = "scale_stub"
+TABLE, STEPS = "scale_stub", "scale_client"
 COLUMNS = [
     "pictures",
     "who",
@@ -112,6 +117,36 @@ def run(pictures: Path, output: Path, executor: str, workers: int) -> dict[str, 
     return dict(re.findall(r"^\| (\w.*?) +\| +(.*?) +\|$", printed, re.M))
 
 
+def steps(pictures: Path, output: Path) -> list[list[str]]:
+    """Cells of what the client does alone, on the output of a finished run."""
+    content = read_json(output / MANIFEST)
+    number = content["pictures"]
+    settings = {k: v for k, v in content.items() if k not in ("pictures", "shards", "inputs")}
+    source = open_source(pictures, output)
+    begun = output.with_name("plan")
+    shutil.rmtree(begun, ignore_errors=True)
+    begun.mkdir()
+    with timed() as first:
+        plan(begun, source, ImageIds(None, source), settings, threads=2)
+    with timed() as again:
+        manifest = plan(output, source, ImageIds(None, source), settings, threads=2)
+    (output / ERRORS).unlink()
+    with timed() as index:
+        merge(manifest, "coco")
+    return [
+        [name, f"{1e6 * taken.clock / number:.0f}", f"{1e6 * taken.cpu / number:.0f}", size]
+        for name, taken, size in (
+            ("the plan, pictures read", first, _bytes(output / INPUTS, number)),
+            ("the plan again, pictures not read", again, "-"),
+            ("the index, two segments a picture", index, _bytes(output / PREDICTIONS_JSON, number)),
+        )
+    ]
+
+
+def _bytes(path: Path, number: int) -> str:
+    return f"{path.stat().st_size / number:.0f}"
+
+
 def main() -> None:
     """Measure all and print the table."""
     from spatialflow.tools.zoo import measured  # with torch, which the workers do without
@@ -148,9 +183,14 @@ def main() -> None:
         "align": ["---:", "---", *["---:"] * 5],
         "rows": rows,
     }
-    print(measured.markdown(table))
+    client: measured.Table = {
+        "columns": ["step", "microseconds a picture", "of these CPU", "bytes a picture"],
+        "align": ["---", *["---:"] * 3],
+        "rows": steps(pictures, output),
+    }
+    print(measured.markdown(table), measured.markdown(client), sep="\n")
     if args.record:
-        measured.save({TABLE: table})
+        measured.save({TABLE: table, STEPS: client})
 
 
 if __name__ == "__main__":
