@@ -106,6 +106,8 @@ class Cluster:
             self.address = json.loads(file.read_text())["address"]
             for number in range(self._workers):
                 options = ["--nthreads", "1", "--no-dashboard", "--local-directory", self._folder]
+                if self._network is not None:  # Dask waits 30 s for a nanny that was cut off
+                    options.append("--no-nanny")
                 self._start(number + 1, "worker", self.address, "--name", number, *options)
         except BaseException:
             self.__exit__()
