@@ -30,6 +30,7 @@ COMMANDS = {
     "eval": Command("evaluate", "evaluate weights: PQ, AP and mIoU"),
     "demo": Command("demo", "segment pictures"),
     "video": Command("video", "segment a video; ids stay with the object"),
+    "predict": Command("predict.command", "many pictures, on several machines, resumable"),
     "serve": Command("serve.command", "a page to drop a picture on, and an API"),
     "check": Command("check.command", "check a dataset before training on it"),
     "convert": Command("convert.command", "bring a dataset into COCO panoptic format"),

@@ -24,9 +24,10 @@ DOCUMENTS = (
     "datasets/README.md",
     "docs/EXPORT.md",
     "docs/PERFORMANCE.md",
+    "docs/SCALE.md",
     "docs/RESULTS.md",
 )
-TORCH_FREE = ("doctor", "score")
+TORCH_FREE = ("doctor", "predict", "score")
 
 
 def in_new_process(*arguments, code=""):

@@ -11,12 +11,14 @@ import pytest
 import torch
 import yaml
 from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
+from PIL import Image
 from tiny_runs import tiny_overrides
 
 from spatialflow import cli
 from spatialflow.config import config_dir
 from spatialflow.modeling import MERGE_REGISTRY, adapters
 from spatialflow.modeling.flows import FLOW_REGISTRY
+from spatialflow.tools import executors
 
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "EXTENDING.md"
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", DOCUMENT.read_text(), flags=re.M | re.S)
@@ -24,6 +26,7 @@ FILES = {text.split()[1]: text for kind, text in BLOCKS if kind in ("python", "y
 COMMANDS = [text for kind, text in BLOCKS if kind == "bash"]
 PROGRAMS = {"python train_net.py": "train", "spatialflow": None}
 MEASURED = {"panoptic_seg", "bbox", "segm", "sem_seg"}
+PREDICTED = "my_cluster"
 EXPECTED = {  # of each extension: a parameter that is its own, and what is measured
     "my_flow": ("subnets.cls.0.flows.stuff.gate.weight", MEASURED),
     "my_backbone": ("backbone.bottom_up.res3.0.0.weight", MEASURED),
@@ -78,8 +81,8 @@ def argv_of(line, datasets):
 
 def test_no_block_is_left_out():
     assert {kind for kind, _ in BLOCKS} == {"python", "yaml", "bash"}
-    assert {Path(name).stem for name in FILES} == set(EXPECTED)
-    assert all(any(stem in text for stem in EXPECTED) for text in COMMANDS)
+    assert {Path(name).stem for name in FILES} == {*EXPECTED, PREDICTED}
+    assert all(any(stem in text for stem in (*EXPECTED, PREDICTED)) for text in COMMANDS)
 
 
 @pytest.mark.parametrize("stem", EXPECTED)
@@ -97,3 +100,13 @@ def test_files_and_commands_of_the_document(workplace, toy_datasets, stem):
         assert set(results) == measured
     if stem == "my_flow":
         assert len(list((workplace / "drawn").glob("*_panoptic.png"))) == 3
+
+
+def test_predictor_and_executor_of_the_document(workplace, monkeypatch):
+    monkeypatch.setattr(executors, "EXECUTORS", dict(executors.EXECUTORS))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
+    (text,) = (text for text in COMMANDS if PREDICTED in text)
+    words = shlex.split(text.replace("\\\n", " ").removeprefix("spatialflow "))
+    assert cli.run_command(words[0], words[1:]) == 0
+    content = json.loads((workplace / "predicted" / "panoptic_predictions.json").read_text())
+    assert len(content["annotations"]) == 3

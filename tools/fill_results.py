@@ -24,7 +24,7 @@ from spatialflow.tools.zoo.markdown import render
 ROOT = Path(__file__).resolve().parent.parent
 ADOPTED = ("docs/RESULTS.md", "docs/TOY_ABLATION.md", "docs/SUPPORT.md")
 """Files whose tables are all measured results."""
-FILLED = (*ADOPTED, "README.md", "docs/GUIDE.md", "docs/PERFORMANCE.md")
+FILLED = (*ADOPTED, "README.md", "docs/GUIDE.md", "docs/PERFORMANCE.md", "docs/SCALE.md")
 
 _TABLE = re.compile(r"(?:^\|.*\n)+", re.M)
 _HEADING = re.compile(r"^#+ (.*)$", re.M)

@@ -66,7 +66,7 @@ def have(name):
         return False
 for text in requires("spatialflow"):
     need = Requirement(text)
-    extras = ("dev", "timm", "safetensors", "panopticapi", "export", "serve")
+    extras = ("dev", "timm", "safetensors", "panopticapi", "export", "serve", "scale")
     wanted = not need.marker or any(need.marker.evaluate({"extra": extra}) for extra in extras)
     if wanted and not have(need.name):
         print(f"{need.name}{need.specifier}")

@@ -23,7 +23,8 @@ from spatialflow.checkpoint.weights_file import load_weights, save_weights
 from spatialflow.data import dataset_categories, prepare_datasets
 from spatialflow.engine import Trainer
 from spatialflow.inference import load_model
-from spatialflow.model_zoo.shipped import Card, digest_of, shipped_weights, write_card
+from spatialflow.model_zoo.shipped import Card, shipped_weights, write_card
+from spatialflow.utils.files import digest_of
 
 MAX_BYTES = 12 * 10**6
 CODE_LICENCE = "Apache-2.0"

@@ -7,7 +7,7 @@ order of the ground truth, so that the numbers do not depend on how many process
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -24,6 +24,8 @@ from spatialflow.utils.text import name_some
 from .panoptic_quality import PanopticCounts, match_segments
 
 logger = logging.getLogger(__name__)
+
+Mapper = Callable[[Callable[[Any], Any], Sequence[Any]], Iterator[Any]]
 
 _maps: list[np.ndarray | None] = [None, None]
 """The last two maps that this process has read, to be overwritten by the next two."""
@@ -67,6 +69,7 @@ def score_folder(
     categories: Categories | None = None,
     workers: int = 1,
     progress: bool = False,
+    mapper: Mapper | None = None,
 ) -> Score:
     """Count matches of predictions on disk with a ground truth in COCO panoptic format.
 
@@ -80,6 +83,8 @@ def score_folder(
         categories: categories of the dataset; None: those of its JSON.
         workers: number of processes; with 1, this one does the work.
         progress: show a progress bar.
+        mapper: what calls a function with each of many arguments, elsewhere, and gives the results
+            in their order; None: ``workers`` processes.
 
     Raises:
         FileNotFoundError: a file is missing.
@@ -92,9 +97,8 @@ def score_folder(
     _warn(score, predictions.json, truth.json)
     count = partial(_count, counts=PanopticCounts(classes))
     pairs = paired.pairs
-    done = tqdm(
-        in_parallel(count, pairs, workers), total=len(pairs), unit="image", disable=not progress
-    )
+    mapper = mapper or partial(in_parallel, workers=workers)
+    done = tqdm(mapper(count, pairs), total=len(pairs), unit="image", disable=not progress)
     for image in done:
         score.counts.table[image.rows] += image.values
         score.images.append(image)

@@ -112,7 +112,7 @@ def _parse_member(entry: Any) -> dict[str, Any]:
 
 def _load_member(cfg: CfgNode, entry: Mapping[str, Any]) -> Member:
     name = entry["CONFIG"]
-    own = load_config(_find_config(name), entry["OPTS"])
+    own = load_config(find_config(name), entry["OPTS"])
     own.MODEL.DEVICE = "cpu" if cfg.TEST.ENSEMBLE.ONE_AT_A_TIME else cfg.MODEL.DEVICE
     class_names = _prepare_classes(own)
     model = build_model(own).eval()
@@ -129,7 +129,7 @@ def _load_member(cfg: CfgNode, entry: Mapping[str, Any]) -> Member:
     )
 
 
-def _find_config(name: str) -> str:
+def find_config(name: str) -> str:
     """A file, or a name in this project's model zoo or in Detectron2's."""
     if os.path.isfile(name):
         return name

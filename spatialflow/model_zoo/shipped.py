@@ -7,7 +7,6 @@ the card: what they are, what was measured, and what licences they have.
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -16,7 +15,7 @@ from detectron2.config import CfgNode
 
 from spatialflow.data import Categories
 from spatialflow.data.class_counts import set_class_counts
-from spatialflow.utils.files import read_json, write_json
+from spatialflow.utils.files import digest_of, read_json, write_json
 
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
 """Folder of the weights and cards."""
@@ -89,11 +88,6 @@ def write_card(card: Card) -> None:
     """Write the card beside the weights of its config."""
     path = shipped_weights(card.config).with_suffix(".json")
     write_json(str(path), asdict(card), indent=1)
-
-
-def digest_of(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def set_shipped_classes(cfg: CfgNode) -> Categories | None:

@@ -20,9 +20,9 @@ from spatialflow.paths import refuse_overwriting
 from spatialflow.utils.command_parser import CommandParser, add_import_argument
 from spatialflow.utils.files import write_image
 
+from .image_files import images_in, output_names
 from .trained_config import DEFAULT_MODEL, read_config, set_confidence
 from .video import add_confidence_argument, add_webcam_argument, follow_video
-from .video_files import images_in
 
 PICTURE, IDS, SEGMENTS = "_panoptic.png", "_ids.png", "_segments.json"
 """What a name of a result ends with."""
@@ -100,17 +100,6 @@ def find_images(inputs: list[str], output: Path) -> list[Path]:
             )
         found.update(dict.fromkeys(files))
     return list(found)
-
-
-def output_names(images: list[Path]) -> list[str]:
-    """A name for the results of each image: its own, with a number where that is taken."""
-    names: dict[str, None] = {}
-    for image in images:
-        name, number = image.stem, 2
-        while name in names:
-            name, number = f"{image.stem}_{number}", number + 1
-        names[name] = None
-    return list(names)
 
 
 def paths_of_results(output: Path, as_json: bool) -> list[str]:

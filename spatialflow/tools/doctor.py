@@ -111,6 +111,9 @@ OPTIONAL_MODULES = {
     "starlette": ("spatialflow serve", "serve"),
     "uvicorn": ("spatialflow serve", "serve"),
     "prometheus_client": ("spatialflow serve", "serve"),
+    "distributed": ("spatialflow predict on several machines", "scale"),
+    "pyarrow": ("parquet files of spatialflow predict", "scale"),
+    "ray": ("spatialflow predict --executor ray", "ray"),
 }
 
 

@@ -6,13 +6,15 @@ import argparse
 import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from functools import partial
 
 from spatialflow.data.categories import Categories
 from spatialflow.errors import UsageError, UserError
 from spatialflow.evaluation.bootstrap import bootstrap_intervals
-from spatialflow.evaluation.scoring import Score, score_folder
+from spatialflow.evaluation.scoring import Mapper, Score, score_folder
 from spatialflow.evaluation.tables import format_results, write_csv
 from spatialflow.paths import refuse_overwriting
 from spatialflow.saved.dataset import DATASET_JSON, SavedDataset
@@ -21,6 +23,9 @@ from spatialflow.utils.command_parser import CommandParser
 from spatialflow.utils.files import without_nan
 from spatialflow.utils.text import table
 
+from .executors import Settings, add_executor_arguments, open_executor
+from .executors.drive import in_order
+
 EXAMPLES = """
 # what an evaluation with TEST.SAVE_PREDICTIONS True wrote
 %(prog)s output/inference/coco_2017_val_panoptic
@@ -28,6 +33,8 @@ EXAMPLES = """
 %(prog)s pred.json --json gt.json --per-class
 # the same, ground truth by its registered name, with 95 % intervals
 %(prog)s pred.json --dataset coco_2017_val_panoptic --bootstrap 1000
+# the results of `spatialflow predict --json val.json`, by the machines of a Dask cluster
+%(prog)s predicted --executor dask --scheduler tcp://host:8786
 """
 _EPILOG = """
 An image without prediction counts as one where everything is missed; predictions of other images
@@ -37,11 +44,17 @@ are left out. Both are said in a warning."""
 def run(args: argparse.Namespace) -> None:
     """Count, print and write what the arguments ask for."""
     logging.basicConfig(format="%(levelname)s: %(message)s")
+    if args.executor is not None:  # whose workers may be in other folders
+        for key in ("predictions", "predictions_folder", "json", "panoptic"):
+            setattr(args, key, getattr(args, key) and os.path.abspath(getattr(args, key)))
     name, truth, categories = ground_truth_of(args)
     predictions = predictions_of(args)
     refuse_overwriting_inputs(args, truth, [args.json_out, args.csv_out])
     try:
-        score = score_folder(predictions, truth, categories, args.workers, progress=True)
+        with _mapper(args) as mapper:
+            score = score_folder(
+                predictions, truth, categories, args.workers, progress=True, mapper=mapper
+            )
     except BrokenProcessPool as e:
         raise UserError(f"{e} Give fewer --workers, each of which needs memory.") from e
     intervals = {}
@@ -62,12 +75,28 @@ def parser() -> CommandParser:
     )
     add_input_arguments(parser)
     add = parser.add_argument
+    add_executor_arguments(parser, None)
     add("--per-class", action="store_true", help="show a table of all classes")
     add("--bootstrap", type=int, default=0, metavar="N", help="95 %% intervals from N replicates")
     add("--seed", type=int, default=0, help="of the bootstrap")
     add("--json-out", metavar="FILE", help="write everything to a JSON file")
     add("--csv-out", metavar="FILE", help="write a CSV with a row for each number")
     return parser
+
+
+@contextmanager
+def _mapper(args: argparse.Namespace) -> Iterator[Mapper | None]:
+    """Who counts, where that is an executor."""
+    if args.executor is None:
+        if args.scheduler is not None:
+            raise UsageError("--scheduler needs --executor dask or --executor ray.")
+        yield None
+        return
+    executor = open_executor(args.executor, Settings(args.workers, args.scheduler))
+    try:
+        yield partial(in_order, executor)
+    finally:
+        executor.close()
 
 
 def add_input_arguments(parser: argparse.ArgumentParser) -> None:

@@ -11,14 +11,10 @@ import numpy as np
 from spatialflow.data.mapper import read_image
 from spatialflow.errors import UserError
 
-IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm")
+from .image_files import images_in
+
 _DEFAULT_RATE = 25.0
 _CODECS = {".mp4": "mp4v", ".m4v": "mp4v", ".mov": "mp4v", ".mkv": "mp4v", ".avi": "MJPG"}
-
-
-def images_in(folder: Path) -> list[Path]:
-    """The images of a folder in the order of their names."""
-    return sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_ENDINGS)
 
 
 class VideoSource:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
+import shutil
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -58,10 +61,20 @@ def write_image(path: str, pixels: np.ndarray) -> None:
         pixels: (H, W) or (H, W, 3), channels in BGR order, of a type that the format has.
 
     Raises:
-        OSError: it cannot be written there.
+        OSError: it cannot be written there, or not all of it.
     """
-    if not cv2.imwrite(path, pixels):
+    encoded, content = cv2.imencode(os.path.splitext(path)[1], pixels)
+    if not encoded:
         raise OSError(f"Image {path} could not be written.")
+    # By Python, which says why that fails; cv2.imwrite does not see that a disk is full.
+    with open(path, "wb") as f:
+        f.write(content.tobytes())
+
+
+def digest_of(path: str | os.PathLike) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with open(path, "rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
 
 
 @contextmanager
@@ -83,3 +96,35 @@ def atomic_write(path: str, mode: str) -> Iterator[IO]:
         yield f
         f.flush()
         os.fsync(f.fileno())
+
+
+def publish_folder(partial: str, path: str) -> None:
+    """Give a folder its final name once all of it is on the disk.
+
+    Where another process was faster, its folder stays and this one is removed.
+
+    Args:
+        partial: the folder, on the same file system.
+        path: the final name.
+    """
+    folders = list(os.walk(partial, topdown=False))
+    files = [os.path.join(folder, file) for folder, _, names in folders for file in names]
+    with ThreadPoolExecutor(8) as pool:  # a file system writes several at once
+        list(pool.map(_sync, files))
+    for folder, *_ in folders:
+        _sync(folder)
+    try:
+        os.rename(partial, path)
+    except OSError:
+        if not os.path.isdir(path):
+            raise
+        shutil.rmtree(partial, ignore_errors=True)
+    _sync(os.path.dirname(path))
+
+
+def _sync(path: str) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

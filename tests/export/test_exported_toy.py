@@ -20,15 +20,20 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from exported import agreement
 from PIL import Image
+from predict_runs import Inline
 from spatialflow_runtime import Metadata, PanopticModel
 from spatialflow_runtime.__main__ import main as runtime_main
 
+from spatialflow.cli import run_command
 from spatialflow.data import prepare_datasets
+from spatialflow.data.targets import read_panoptic_png
 from spatialflow.evaluation import PanopticEvaluator, PanopticGroundTruth
 from spatialflow.export.write import Options, trace_model, write
 from spatialflow.inference.predictor import Predictor
 from spatialflow.model_zoo import get_config
+from spatialflow.saved.predictions import PanopticFolder, read_predictions_json
 from spatialflow.tools import toy
+from spatialflow.tools.executors import EXECUTORS
 
 RUNTIMES = {"onnxruntime": ".onnx", "openvino": ".xml"}
 SIZES = [(128, 160), (97, 131), (333, 211), (64, 500), (480, 640), (1, 1)]
@@ -317,3 +322,21 @@ def test_cpp_program(program, files, data, tmp_path):
     (tmp_path / "picture.ppm").write_text("P5")
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1 and done.stderr.startswith("error: ")
+
+
+@pytest.mark.parametrize("ending", [".onnx", ".xml"])
+def test_predict_by_the_file_gives_its_own_maps(ending, files, data, tmp_path, monkeypatch):
+    monkeypatch.setitem(EXECUTORS, "inline", Inline)
+    path = files.with_suffix(ending)
+    model = PanopticModel(path, threads=1)
+    words = ["--input", data / "toy/val", "--output", tmp_path / "out", "--model", path]
+    words += ["--executor", "inline", "--shard-size", 9]
+    assert run_command("predict", list(map(str, words))) == 0
+    predictions = PanopticFolder.of_evaluation(str(tmp_path / "out"))
+    annotations = read_predictions_json(predictions.json)["annotations"]
+    assert len(annotations) == VAL
+    for annotation in annotations:
+        image = np.asarray(Image.open(data / "toy/val" / annotation["image_id"]).convert("RGB"))
+        ids, segments = model(image)["panoptic_seg"]
+        assert np.array_equal(read_panoptic_png(predictions.png(annotation)), ids)
+        assert len(annotation["segments_info"]) == len(segments)

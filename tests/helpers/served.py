@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import struct
 import threading
 import time
+import zlib
 from typing import NamedTuple
 
 import numpy as np
@@ -106,3 +108,14 @@ def until(condition, seconds=30):
     while not condition():
         assert time.monotonic() < end, "it did not happen"
         time.sleep(0.01)
+
+
+def png_of_size(width, height):
+    """A PNG that claims a size and has hardly any pixels."""
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    parts = ((b"IHDR", header), (b"IDAT", zlib.compress(b"\0" * 1000)), (b"IEND", b""))
+    chunks = (
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in parts
+    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)

@@ -19,7 +19,7 @@ from spatialflow.config import load_config
 from spatialflow.data import register_coco_panoptic
 from spatialflow.engine import Trainer, launch
 from spatialflow.inference import EnsembleWithTTA, load_model, with_views
-from spatialflow.inference.load import _find_config, _match_classes, _prepare_classes
+from spatialflow.inference.load import _match_classes, _prepare_classes, find_config
 from spatialflow.inference.optimized import OptimizedModel
 from spatialflow.model_zoo import get_config
 
@@ -182,17 +182,17 @@ def test_other_classes_are_named(config, member, renamed):
 
 def test_detectron2s_own_configs_take_part_with_things_only():
     cascade = "Misc/cascade_mask_rcnn_R_50_FPN_3x.yaml"
-    cfg = load_config(_find_config(cascade))
+    cfg = load_config(find_config(cascade))
     names = _prepare_classes(cfg)
     assert (len(names["things"]), names["stuff"]) == (80, [])
     assert cfg.MODEL.ROI_HEADS.NUM_CLASSES == 80
     answer = get_config("COCO/spatialflow_R_50_20e.yaml")
     assert _match_classes(answer, cascade, names, predicts_stuff=False) is None
-    panoptic = load_config(_find_config("COCO-PanopticSegmentation/panoptic_fpn_R_50_3x.yaml"))
+    panoptic = load_config(find_config("COCO-PanopticSegmentation/panoptic_fpn_R_50_3x.yaml"))
     names = _prepare_classes(panoptic)
     assert _match_classes(answer, "Panoptic FPN", names, predicts_stuff=True) is None
     with pytest.raises(ValueError, match="There is no config 'COCO/spatialflow_R50'; did you mean"):
-        _find_config("COCO/spatialflow_R50")
+        find_config("COCO/spatialflow_R50")
 
 
 @pytest.mark.parametrize(

@@ -32,9 +32,12 @@ def parser() -> CommandParser:
         prog="spatialflow report",
         examples="%(prog)s output/toy\n%(prog)s output --dataset mine_val --output mine.html",
         description="Write one self-contained HTML page about an evaluation: PQ per class, "
-        "confusions, best and worst images. The evaluation needs TEST.SAVE_PREDICTIONS True.",
+        "confusions, best and worst images. The evaluation needs TEST.SAVE_PREDICTIONS True, "
+        "`spatialflow predict` --json.",
     )
-    parser.add_argument("results", metavar="RESULTS", help="OUTPUT_DIR of the evaluation")
+    parser.add_argument(
+        "results", metavar="RESULTS", help="OUTPUT_DIR of the evaluation, or --output of predict"
+    )
     parser.add_argument("--output", type=Path, help="default: RESULTS/report.html")
     parser.add_argument("--dataset", help="needed where several were evaluated")
     parser.add_argument(

@@ -118,6 +118,8 @@ def read_saved(folder: str, dataset: str | None = None) -> SavedEvaluation:
 def _find(folder: Path, dataset: str | None) -> Path:
     if not folder.is_dir():
         raise FileNotFoundError(f"Folder {folder} not found; give the run's OUTPUT_DIR.")
+    if (folder / PREDICTIONS_JSON).exists():  # of `spatialflow predict`
+        return folder
     saved = sorted(p.parent for p in folder.glob(f"inference/*/{PREDICTIONS_JSON}"))
     if not saved:
         raise FileNotFoundError(

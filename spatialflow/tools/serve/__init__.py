@@ -1,11 +1,9 @@
 """A page to drop a picture on, and the API behind it: ``spatialflow serve``.
 
     command.py    arguments, the server's start
-    predictors.py what answers: a config with weights, or an exported file
     app.py        routes, and who may ask
     guard.py      hosts, origins, token, headers of every answer
     body.py       request bodies of limited size
-    picture.py    from bytes to pixels, with limits before decoding
     requests.py   the queue before the one thread that runs the model
     answers.py    JSON with run-length masks, PNG of ids, drawn PNG
     metrics.py    counters for Prometheus

@@ -15,7 +15,7 @@ from spatialflow.data.segments import segments_as_json
 from spatialflow.data.targets import rgb_of_ids
 from spatialflow.visualization import draw_panoptic, drawn_segments
 
-from .predictors import PanopticOutput
+from ..predictors import PanopticOutput
 
 
 class Answer(NamedTuple):

@@ -17,12 +17,12 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
+from ..picture import MAX_BYTES, MAX_PIXELS, PictureError
+from ..predictors import PanopticPredictor
 from .answers import OUTPUTS, Answer
 from .body import drain_body, read_body
 from .guard import LOOPBACK, SecurityHeaders, check_sender
 from .metrics import Metrics
-from .picture import MAX_BYTES, MAX_PIXELS, PictureError
-from .predictors import PanopticPredictor
 from .requests import ModelQueue
 
 CLIENT_LEFT = 499

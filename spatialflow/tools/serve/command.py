@@ -11,7 +11,7 @@ import numpy as np
 from spatialflow.errors import UsageError, UserError
 from spatialflow.utils.command_parser import CommandParser, add_import_argument
 
-from .predictors import EXPORTED, ConfigPredictor, ExportedPredictor, PanopticPredictor
+from ..predictors import EXPORTED, ConfigPredictor, ExportedPredictor, PanopticPredictor
 
 TOKEN = "SPATIALFLOW_TOKEN"
 """Environment variable with the token."""

@@ -13,10 +13,10 @@ from typing import Any
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 
+from ..picture import MAX_PIXELS, decode_picture, open_picture
+from ..predictors import PanopticPredictor
 from .answers import OUTPUTS, Answer
 from .metrics import Metrics
-from .picture import MAX_PIXELS, decode_picture, open_picture
-from .predictors import PanopticPredictor
 
 
 class Job:

@@ -10,12 +10,11 @@ from concurrent.futures import ThreadPoolExecutor
 import cv2
 import numpy as np
 import pytest
-from test_serve_picture import png_of_size
 
 pytest.importorskip("starlette", reason="the extra [serve] is not installed")
 pytest.importorskip("uvicorn", reason="the extra [serve] is not installed")
 
-from served import BrightOrDark, serving, until  # noqa: E402
+from served import BrightOrDark, png_of_size, serving, until  # noqa: E402
 
 from spatialflow.tools.serve.answers import OUTPUTS  # noqa: E402
 

@@ -16,7 +16,7 @@ pytest.importorskip("starlette", reason="the extra [serve] is not installed")
 
 from served import BrightOrDark, serving, until  # noqa: E402
 
-from spatialflow.tools.serve.picture import decode_picture, open_picture  # noqa: E402
+from spatialflow.tools.picture import decode_picture, open_picture  # noqa: E402
 from spatialflow.visualization import draw_panoptic, drawn_segments  # noqa: E402
 
 playwright.expect.set_options(timeout=30_000)  # where others use the processor too

@@ -1,17 +1,16 @@
 """Pictures from strangers."""
 
 import io
-import struct
 import tracemalloc
-import zlib
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from served import png_of_size
 
-from spatialflow.tools.serve.picture import PictureError, decode_picture, open_picture
+from spatialflow.tools.picture import PictureError, decode_picture, open_picture
 
 
 def encoded(image, file_format="PNG", **options):
@@ -23,17 +22,6 @@ def encoded(image, file_format="PNG", **options):
 def gradient(width=40, height=30):
     row = np.linspace(0, 255, width).astype(np.uint8)
     return Image.fromarray(np.stack([np.tile(row, (height, 1))] * 3, axis=2))
-
-
-def png_of_size(width, height):
-    """A PNG that claims a size and has hardly any pixels."""
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    parts = ((b"IHDR", header), (b"IDAT", zlib.compress(b"\0" * 1000)), (b"IEND", b""))
-    chunks = (
-        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-        for kind, data in parts
-    )
-    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
 
 
 @pytest.mark.parametrize("file_format", ["PNG", "WEBP", "JPEG"])

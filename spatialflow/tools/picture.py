@@ -24,23 +24,26 @@ class PictureError(ValueError):
         self.status = status
 
 
-def open_picture(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def open_picture(
+    data: bytes, max_pixels: int = MAX_PIXELS, formats: tuple[str, ...] | None = FORMATS
+) -> Image.Image:
     """A picture whose header was read and whose pixels were not.
 
     Args:
         data: content of the file.
         max_pixels: more are refused.
+        formats: which ones are taken; None: all that Pillow knows.
 
     Raises:
-        PictureError: it is empty, no JPEG, PNG or WebP, damaged, or has too many pixels.
+        PictureError: it is empty, no picture of these formats, damaged, or has too many pixels.
     """
     if not data:
-        raise PictureError(400, "The request has no body: send the bytes of a picture.")
+        raise PictureError(400, "The picture is empty: it has no bytes.")
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        image = Image.open(io.BytesIO(data), formats=formats)
     except UnidentifiedImageError as e:
-        message = f"This is no picture in one of the formats {', '.join(FORMATS)}."
-        raise PictureError(415, message) from e
+        known = f"one of the formats {', '.join(formats)}" if formats else "a known format"
+        raise PictureError(415, f"This is no picture in {known}.") from e
     except Image.DecompressionBombError as e:
         raise PictureError(413, _too_large(max_pixels)) from e
     except (OSError, ValueError, SyntaxError) as e:  # Pillow raises any of them

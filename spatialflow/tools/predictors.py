@@ -1,4 +1,4 @@
-"""What answers requests: a config with weights, or a file that ``spatialflow export`` wrote."""
+"""What serves and predicts: a config with weights, or a file that ``spatialflow export`` wrote."""
 
 from __future__ import annotations
 
@@ -54,13 +54,14 @@ class ConfigPredictor:
 
     def __init__(self, config_file: str | None, opts: Sequence[str]) -> None:
         from spatialflow.inference.predictor import Predictor
-        from spatialflow.tools.trained_config import DEFAULT_MODEL, read_config
+
+        from .trained_config import DEFAULT_MODEL, read_config
 
         self._predictor = Predictor(read_config(config_file, list(opts)))
         if self._predictor.model.merge is None:
             raise UserError(
                 "The model of this config makes no panoptic maps: set "
-                "MODEL.PANOPTIC_FPN.COMBINE.ENABLED True in --opts, or serve another config."
+                "MODEL.PANOPTIC_FPN.COMBINE.ENABLED True in --opts, or take another config."
             )
         self.name = config_file or DEFAULT_MODEL
         self.categories = self._predictor.categories
@@ -76,22 +77,23 @@ class ExportedPredictor:
 
     Args:
         path: an .onnx file, or the .xml file of an OpenVINO IR.
+        **settings: of :class:`spatialflow_runtime.PanopticModel`.
 
     Raises:
         UserError: the package is not installed, or the file stops before the panoptic map.
         FileNotFoundError, ValueError: the file is not found, or is no exported model.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, **settings: Any) -> None:
         try:
             from spatialflow_runtime import PanopticModel
         except ModuleNotFoundError as e:
             raise UserError(
-                f"{path} is served by the package spatialflow_runtime, and {e.name} is not "
-                "installed: install runtime/ of SpatialFlow's repository, or serve a config: "
+                f"{path} is run by the package spatialflow_runtime, and {e.name} is not "
+                "installed: install runtime/ of SpatialFlow's repository, or name a config: "
                 "--config-file."
             ) from e
-        self._model = PanopticModel(path)
+        self._model = PanopticModel(path, **settings)
         metadata = self._model.metadata
         if metadata.stop != "panoptic":
             raise UserError(f"{path} stops before the panoptic map; export it without --stop.")
