@@ -67,8 +67,11 @@ def write_image(path: str, pixels: np.ndarray) -> None:
     if not encoded:
         raise OSError(f"Image {path} could not be written.")
     # By Python, which says why that fails; cv2.imwrite does not see that a disk is full.
-    with open(path, "wb") as f:
-        f.write(content.tobytes())
+    try:
+        with open(path, "wb") as f:
+            f.write(content.tobytes())
+    except OSError as e:
+        raise OSError(f"Image {path} could not be written: {e.strerror}.") from e
 
 
 def digest_of(path: str | os.PathLike) -> str:

@@ -8,6 +8,7 @@ import pytest
 
 from spatialflow.utils.files import (
     atomic_write,
+    publish_folder,
     read_json,
     replacing,
     without_nan,
@@ -60,3 +61,14 @@ def test_a_file_changes_when_it_is_complete(tmp_path, write):
 def test_an_image_that_cannot_be_written(tmp_path):
     with pytest.raises(OSError, match=r"nowhere/a\.png could not be written"):
         write_image(str(tmp_path / "nowhere" / "a.png"), np.zeros((2, 2), np.uint8))
+
+
+def test_a_folder_gets_its_name_whole_and_the_first_one_stays(tmp_path):
+    for name, content in (("one", "1"), ("two", "2")):
+        (tmp_path / name / "below").mkdir(parents=True)
+        (tmp_path / name / "below" / "file").write_text(content)
+        publish_folder(str(tmp_path / name), str(tmp_path / "final"))
+    assert os.listdir(tmp_path) == ["final"]
+    assert (tmp_path / "final/below/file").read_text() == "1"
+    with pytest.raises(FileNotFoundError):
+        publish_folder(str(tmp_path / "gone"), str(tmp_path / "other"))

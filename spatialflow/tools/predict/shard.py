@@ -133,8 +133,9 @@ def predict_shard(shard: Shard) -> ShardResult:
     try:
         return attempt.run(predictor)
     except OSError as e:
+        reason = (e.strerror or str(e)).rstrip(".")
         raise UserError(
-            f"{job.output} cannot be written on {socket.gethostname()}: {e.strerror or e}. What is "
+            f"{job.output} cannot be written on {socket.gethostname()}: {reason}. What is "
             "finished stays. Mend that, and run the same command again."
         ) from e
     finally:
