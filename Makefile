@@ -29,21 +29,21 @@ $(STAMP): pyproject.toml constraints.txt tools/install.py tools/pip_calls.py too
 wheels: ## collect everything for an installation without a network in wheels/ (WHEELS=FOLDER)
 	$(PYTHON) tools/install.py --fresh --venv $(VENV) --collect $(or $(WHEELS),wheels)
 
-TOY := --config-file configs/toy/spatialflow_toy.yaml
+TOY := --config-file configs/toy/spatialflow_toy_lite0.yaml
 demo: ## install, train on toy scenes, evaluate, write pictures (CPU, minutes)
 	@test -f $(STAMP) || echo "make demo installs first: 3.3 GB to download, 6 GB of disk in $(VENV)."
 	@echo "Training takes 5 to 10 minutes on two cores, and 1.5 GB of memory."
 	@$(MAKE) --no-print-directory install
 	$(BIN)/spatialflow toy
 	$(BIN)/spatialflow train $(TOY) $(ARGS)
-	$(BIN)/spatialflow draw $(TOY) --output output/toy/pictures \
-		--opts MODEL.WEIGHTS output/toy/model_final.pth
-	@echo "The pictures are in output/toy/pictures. What next:"
+	$(BIN)/spatialflow draw $(TOY) --output output/toy_lite0/pictures \
+		--opts MODEL.WEIGHTS output/toy_lite0/model_final.pth
+	@echo "The pictures are in output/toy_lite0/pictures. What next:"
 	@echo "  source $(BIN)/activate"
 	@echo "  spatialflow demo --input street.jpg --output drawn    segment a picture of your own"
 	@echo "  spatialflow train $(TOY) --eval-only \\"
-	@echo "      MODEL.WEIGHTS output/toy/model_final.pth TEST.SAVE_PREDICTIONS True"
-	@echo "  spatialflow report output/toy                         see where PQ was lost"
+	@echo "      MODEL.WEIGHTS output/toy_lite0/model_final.pth TEST.SAVE_PREDICTIONS True"
+	@echo "  spatialflow report output/toy_lite0                   see where PQ was lost"
 	@echo "  notebooks/own_data.ipynb, README.md                   train on your data"
 
 # CAMVID: CamVid in one of its two public layouts, or in COCO panoptic format, which has this JSON.

@@ -211,7 +211,12 @@ def test_metadata(files, predictor):
         "isthing": True,
     }
     assert [c["name"] for c in read[0].stuff] == [c.name for c in predictor.categories.stuff]
-    assert read[0].resize == {"library": "pil", "shorter": 128, "longer": 160}
+    size = predictor.cfg.INPUT
+    assert read[0].resize == {
+        "library": "pil",
+        "shorter": size.MIN_SIZE_TEST,
+        "longer": size.MAX_SIZE_TEST,
+    }
     assert read[0].channels == predictor.cfg.INPUT.FORMAT
     assert read[0].pixel_mean == pytest.approx(predictor.cfg.MODEL.PIXEL_MEAN)
     assert list(read[0].settings) == [

@@ -153,7 +153,6 @@ def numbers(metrics: Metrics | None) -> str:
 
 
 HEADLINE = (
-    ("toy/spatialflow_toy.yaml", "toy val"),
     ("toy/spatialflow_toy_lite0.yaml", "toy val"),
     ("camvid/spatialflow_lite0.yaml", "CamVid val"),
     ("COCO/spatialflow_R_50_20e.yaml", COCO_VAL),
