@@ -43,6 +43,7 @@ def tiny_overrides(datasets: Path, output: Path, max_iter: int = 4) -> list[str]
         # last digit of a gradient.
         "SOLVER.OPTIMIZER": "SGD",
         "SOLVER.BASE_LR": 0.001,
+        "SOLVER.CHANNELS_LAST": False,  # evaluation alone has not that layout, and rounds otherwise
         "SOLVER.LR_SCHEDULER_NAME": "WarmupMultiStepLR",
         "SOLVER.IMS_PER_BATCH": 2,
         "SOLVER.REFERENCE_IMS_PER_BATCH": 2,

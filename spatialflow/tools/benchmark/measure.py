@@ -71,7 +71,7 @@ def end_to_end(
         if export_to is not None and name != baseline:
             for exported, call in _exported(name, measured, image, export_to).items():
                 add(exported, name, call)
-    for name, measured in models.items():
+    for name, measured in models.items() if computes_bfloat16(device) else ():
         call = partial(_infer_autocast, measured.model, [image], device)
         add(f"{name}, bf16 autocast", name, call, f"{baseline}, bf16 autocast")
     times = alternate(calls, device, runs, warm_up=max(1, runs // 10))
@@ -94,14 +94,20 @@ def _exported(
 
 
 def fast_paths(name: str, measured: BenchmarkModel, device: str) -> dict[str, nn.Module]:
-    """Optimized: on CUDA in bfloat16 with CUDA graphs; on a CPU in float32 and in bfloat16."""
+    """Optimized: on CUDA in bfloat16 with CUDA graphs; on a CPU in float32 and in bfloat16, where
+    it computes in that."""
     fast = f"{name}, optimized"
     if device.startswith("cuda"):
         return {fast: optimize(measured.panoptic_model, dtype=torch.bfloat16, compile=True)}
-    return {
-        fast: optimize(measured.panoptic_model),
-        f"{fast}, bf16": optimize(measured.panoptic_model, dtype=torch.bfloat16),
-    }
+    found = {fast: optimize(measured.panoptic_model)}
+    if computes_bfloat16(device):
+        found[f"{fast}, bf16"] = optimize(measured.panoptic_model, dtype=torch.bfloat16)
+    return found
+
+
+def computes_bfloat16(device: str) -> bool:
+    """Whether a device has bfloat16. PyTorch emulates it on other CPUs, for minutes a picture."""
+    return device.startswith("cuda") or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def by_batch(
