@@ -179,7 +179,8 @@ def training(options: Options) -> Rows:
     }
     height, runs, rows = options.height(800), 2 if options.quick else 10, []
     # A CPU has no autocast to float16 for all operators.
-    for precision in PRECISIONS if options.on_cuda else PRECISIONS[:2]:
+    on_cpu = PRECISIONS[: 2 if benchmark.computes_bfloat16(options.device) else 1]
+    for precision in PRECISIONS if options.on_cuda else on_cpu:
         batch_size = 1 if options.quick else 2
         arguments = (models, baseline, height, options.device, runs, batch_size, precision)
         rows += benchmark.training(*arguments)
