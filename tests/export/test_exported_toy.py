@@ -57,7 +57,6 @@ def data(tmp_path_factory):
 @pytest.fixture(scope="module")
 def predictor(data):
     cfg = get_config("toy/spatialflow_toy_lite0.yaml", trained=True)
-    cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST = 128, 160  # as the scenes are, for speed
     prepare_datasets(cfg, ("TEST",))
     return Predictor(cfg)
 

@@ -99,7 +99,7 @@ def fast_paths(name: str, measured: BenchmarkModel, device: str) -> dict[str, nn
     fast = f"{name}, optimized"
     if device.startswith("cuda"):
         return {fast: optimize(measured.panoptic_model, dtype=torch.bfloat16, compile=True)}
-    found = {fast: optimize(measured.panoptic_model)}
+    found: dict[str, nn.Module] = {fast: optimize(measured.panoptic_model)}
     if computes_bfloat16(device):
         found[f"{fast}, bf16"] = optimize(measured.panoptic_model, dtype=torch.bfloat16)
     return found
