@@ -6,7 +6,7 @@ from functools import partial
 
 import torch.nn.functional as F
 from detectron2.config import CfgNode
-from detectron2.layers import CNNBlockBase, Conv2d, ShapeSpec, get_norm
+from detectron2.layers import CNNBlockBase, Conv2d, ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from detectron2.modeling.backbone.fpn import FPN, LastLevelMaxPool, LastLevelP6P7
 from detectron2.modeling.backbone.resnet import ResNet, build_resnet_backbone
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from .deform_conv import DeformBottleneckBlock
 from .layers import normalised_conv
-from .norms import norm_for_processes, norm_of_few_cells
+from .norms import get_norm, norm_for_processes, norm_of_few_cells
 
 
 class P6P7(LastLevelP6P7):

