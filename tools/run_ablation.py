@@ -6,7 +6,8 @@
         --configs toy/spatialflow_toy.yaml "toy/spatialflow_toy.yaml MODEL.SPATIALFLOW.FLOWS []"
 
 A config may be followed by overrides of its own, in quotes. The last column compares with the first
-config, seed by seed; --bootstrap 1000 keeps the predictions and adds intervals over the images.
+config, seed by seed; --bootstrap 1000 keeps the predictions and adds intervals of PQ and mIoU over
+the images.
 
 With --cpu-seconds every config trains for as much processor time as every other: its iterations are
 timed first and SOLVER.MAX_ITER is set by that. --jobs 2 with OMP_NUM_THREADS=1 in the environment
@@ -35,7 +36,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from ablation_tables import as_table, resampled_pq
+from ablation_tables import as_table, resample
 from detectron2.utils.events import EventStorage
 from tqdm import tqdm
 
@@ -218,7 +219,7 @@ def main() -> None:
     for (arm, _), result in zip(runs, trained, strict=True):
         results[arm.name].append(result)
     resampled = {
-        arm.name: resampled_pq(
+        arm.name: resample(
             [run_folder(args.output, arm.name, seed) for seed in args.seeds], args.bootstrap
         )
         for arm in arms

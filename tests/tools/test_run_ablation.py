@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import run_ablation
+from ablation_tables import Replicates
 from tiny_runs import tiny_overrides
 
 RESULT = {
@@ -103,9 +104,12 @@ def test_arms_of_one_config_with_their_own_overrides(tmp_path, monkeypatch, caps
 
 def test_bootstrap_keeps_the_predictions(tmp_path, monkeypatch, capsys, trained):
     asked = []
-    monkeypatch.setattr(
-        run_ablation, "resampled_pq", lambda folders, n: asked.append((folders, n)) or np.arange(n)
-    )
+
+    def resample(folders, n):
+        asked.append((folders, n))
+        return Replicates(np.arange(n), np.arange(n))
+
+    monkeypatch.setattr(run_ablation, "resample", resample)
     arguments = ["--output", tmp_path, "--seeds", 1, 2, "--bootstrap", 5, "--configs", *NAMESAKES]
     ablate(monkeypatch, capsys, *arguments)
     assert [n for _, n in asked] == [5, 5]
