@@ -9,9 +9,9 @@ A config may be followed by overrides of its own, in quotes. The last column com
 config, seed by seed; --bootstrap 1000 keeps the predictions and adds intervals of PQ and mIoU over
 the images.
 
-With --cpu-seconds every config trains for as much processor time as every other: its iterations are
-timed first and SOLVER.MAX_ITER is set by that. --jobs 2 with OMP_NUM_THREADS=1 in the environment
-trains two runs at a time, one thread each.
+With --cpu-seconds every config trains for as much processor time as every other: iterations of all
+of them are timed first, in turns, and SOLVER.MAX_ITER is set by that. --jobs 2 with
+OMP_NUM_THREADS=1 in the environment trains two runs at a time, one thread each.
 
 Runs that are finished are not repeated, so that a stopped ablation goes on where it was; an
 unfinished one is resumed from its last checkpoint. Each run has a folder below --output, with a
@@ -116,40 +116,52 @@ def claim(folder: Path, run: dict) -> None:
     )
 
 
-def iterations_within(config: str, opts: Sequence[str], seconds: float, output: Path) -> int:
-    """How many iterations of a config take a number of CPU seconds, as timed the first time.
+def iterations_within(arms: Sequence[Arm], seconds: float, output: Path) -> list[int]:
+    """How many iterations of each arm take a number of CPU seconds, as timed the first time.
 
     Args:
-        config: name in the model zoo.
-        opts: ``KEY VALUE ...`` overrides.
+        arms: those that are compared.
         seconds: processor time of all threads.
-        output: folder of the runs, where the number is kept for runs that are resumed.
+        output: folder of the runs, where the numbers are kept for runs that are resumed.
     """
     record = output / BUDGET
     known = json.loads(record.read_text()) if record.exists() else {}
-    key = f"{config} {' '.join(opts)} {seconds:g}".strip()
-    if key not in known:
-        known[key] = max(1, int(seconds / seconds_per_iteration(config, opts)))
+    keys = [f"{arm.config} {' '.join(arm.opts)} {seconds:g}" for arm in arms]
+    if any(key not in known for key in keys):
+        times = seconds_per_iteration(arms)
+        known |= {k: max(1, int(seconds / t)) for k, t in zip(keys, times, strict=True)}
         output.mkdir(parents=True, exist_ok=True)
         with atomic_write(str(record), "w") as f:
             json.dump(known, f, indent=2)
-    return known[key]
+    return [known[key] for key in keys]
 
 
-def seconds_per_iteration(config: str, opts: Sequence[str]) -> float:
-    """Mean CPU seconds of an iteration of a config, over TIMED_ITERATIONS after some others."""
-    cfg = load_config(model_zoo.get_config_file(config), opts)
+def seconds_per_iteration(arms: Sequence[Arm]) -> list[float]:
+    """Mean CPU seconds of an iteration of each arm, over TIMED_ITERATIONS after some others.
+
+    The arms take turns, iteration by iteration, since a machine that others use is slower at one
+    time than at another: what is compared is timed under the same conditions.
+    """
     with tempfile.TemporaryDirectory() as folder:
-        cfg.OUTPUT_DIR = folder
-        prepare_datasets(cfg)
-        trainer = Trainer(cfg)
+        trainers = [build_trainer(arm, folder) for arm in arms]
+        times = [0.0] * len(arms)
         with EventStorage() as storage:
             for i in range(UNTIMED_ITERATIONS + TIMED_ITERATIONS):
-                if i == UNTIMED_ITERATIONS:
+                for number, trainer in enumerate(trainers):
                     start = time.process_time()
-                storage.iter = trainer.iter = i
-                trainer.run_step()
-    return (time.process_time() - start) / TIMED_ITERATIONS
+                    storage.iter = trainer.iter = i
+                    trainer.run_step()
+                    if i >= UNTIMED_ITERATIONS:
+                        times[number] += time.process_time() - start
+    return [total / TIMED_ITERATIONS for total in times]
+
+
+def build_trainer(arm: Arm, folder: str) -> Trainer:
+    """The trainer of an arm, with a folder for its output."""
+    cfg = load_config(model_zoo.get_config_file(arm.config), arm.opts)
+    cfg.OUTPUT_DIR = folder
+    prepare_datasets(cfg)
+    return Trainer(cfg)
 
 
 def train(run: dict, folder: Path) -> dict:
@@ -178,12 +190,15 @@ def train(run: dict, folder: Path) -> dict:
     return by_metric
 
 
-def with_budget(arm: Arm, seconds: float | None, output: Path) -> Arm:
-    """The arm with the MAX_ITER that takes so many CPU seconds; as it is without them."""
+def with_budget(arms: Sequence[Arm], seconds: float | None, output: Path) -> list[Arm]:
+    """The arms with the MAX_ITER that takes so many CPU seconds; as they are without them."""
     if not seconds:
-        return arm
-    number = iterations_within(arm.config, arm.opts, seconds, output)
-    return arm._replace(opts=[*arm.opts, "SOLVER.MAX_ITER", str(number)])
+        return list(arms)
+    numbers = iterations_within(arms, seconds, output)
+    return [
+        arm._replace(opts=[*arm.opts, "SOLVER.MAX_ITER", str(number)])
+        for arm, number in zip(arms, numbers, strict=True)
+    ]
 
 
 def describe_budget(seconds: float | None, arms: Sequence[Arm]) -> list[str]:
@@ -206,7 +221,7 @@ def main() -> None:
     args = parser().parse_args()
     opts = [*args.opts, *(["TEST.SAVE_PREDICTIONS", "True"] if args.bootstrap else [])]
     arms = [Arm.parse(text, opts) for text in args.configs]
-    arms = [with_budget(arm, args.cpu_seconds, args.output) for arm in arms]
+    arms = with_budget(arms, args.cpu_seconds, args.output)
     # Seed by seed, so that a stopped ablation has compared something.
     runs = [(arm, seed) for seed in args.seeds for arm in arms]
     wanted = [describe_run(arm.config, seed, arm.opts) for arm, seed in runs]

@@ -159,7 +159,9 @@ def test_equal_processor_time_gives_each_config_its_iterations(
     tmp_path, monkeypatch, capsys, trained
 ):
     seconds = dict(zip(NAMESAKES, (2.0, 0.5), strict=True))
-    monkeypatch.setattr(run_ablation, "seconds_per_iteration", lambda config, opts: seconds[config])
+    monkeypatch.setattr(
+        run_ablation, "seconds_per_iteration", lambda arms: [seconds[arm.config] for arm in arms]
+    )
     arguments = ["--output", tmp_path, "--seeds", 1, "--cpu-seconds", 10, "--configs", *NAMESAKES]
     _, printed = ablate(monkeypatch, capsys, *arguments)
     iterations = [command[command.index("SOLVER.MAX_ITER") + 1] for command in trained]
@@ -173,4 +175,6 @@ def test_equal_processor_time_gives_each_config_its_iterations(
 
 def test_timing_runs_iterations_of_the_config(toy_datasets, tmp_path):
     overrides = [*map(str, tiny_overrides(toy_datasets, tmp_path))]
-    assert 0 < run_ablation.seconds_per_iteration(TOY, overrides) < 60
+    arms = [run_ablation.Arm(TOY, TOY, overrides)] * 2
+    times = run_ablation.seconds_per_iteration(arms)
+    assert len(times) == 2 and all(0 < t < 60 for t in times)
