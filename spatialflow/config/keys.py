@@ -135,6 +135,9 @@ def add_spatialflow_config(cfg: CN) -> None:
     cfg.SOLVER.OPTIMIZER = "SGD"
     # Factor of the learning rate of the backbone without its pyramid.
     cfg.SOLVER.BACKBONE_MULTIPLIER = 1.0
+    # Factor of the learning rate of the flows. Below 1 for AdamW: its first steps move the weights
+    # of a flow in one direction, and the features that they add up, behind a ReLU, are positive.
+    cfg.SOLVER.FLOW_MULTIPLIER = 1.0
     # Each layer of a timm backbone has this factor times the learning rate of the layer above it;
     # 0.65 to 0.9 are common for transformers.
     cfg.SOLVER.LAYER_DECAY = 1.0

@@ -12,6 +12,7 @@ from detectron2.engine import DefaultTrainer
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 from torch import nn
 
+from spatialflow.modeling.flows import Flow
 from spatialflow.modeling.timm_backbone import TimmBackbone
 
 
@@ -32,7 +33,8 @@ SCALING_RULES = {
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     """SGD as in Detectron2, or AdamW on the same groups of parameters (SOLVER.OPTIMIZER).
 
-    SOLVER.BACKBONE_MULTIPLIER and SOLVER.LAYER_DECAY lower the learning rate of the backbone.
+    SOLVER.BACKBONE_MULTIPLIER and SOLVER.LAYER_DECAY lower the learning rate of the backbone, and
+    SOLVER.FLOW_MULTIPLIER that of the flows.
 
     Detectron2's ``DefaultTrainer`` does not read SOLVER.OPTIMIZER; its ``build_optimizer`` can call
     this function.
@@ -75,14 +77,25 @@ def _lr_factor(cfg: CfgNode, model: nn.Module) -> Callable[[str], float] | None:
     Raises:
         ValueError: a decay by layer, and no backbone of timm, or SOLVER.BIAS_LR_FACTOR besides.
     """
-    multiplier, decay = cfg.SOLVER.BACKBONE_MULTIPLIER, cfg.SOLVER.LAYER_DECAY
-    if multiplier == decay == 1:
+    solver = cfg.SOLVER
+    if solver.BACKBONE_MULTIPLIER == solver.LAYER_DECAY == solver.FLOW_MULTIPLIER == 1:
         return None
-    if cfg.SOLVER.BIAS_LR_FACTOR not in (None, 1):
+    if solver.BIAS_LR_FACTOR not in (None, 1):
         raise ValueError(
-            f"SOLVER.BIAS_LR_FACTOR is {cfg.SOLVER.BIAS_LR_FACTOR}, which cannot be combined with "
-            "SOLVER.BACKBONE_MULTIPLIER and SOLVER.LAYER_DECAY; set it to 1."
+            f"SOLVER.BIAS_LR_FACTOR is {solver.BIAS_LR_FACTOR}, which cannot be combined with "
+            "SOLVER.BACKBONE_MULTIPLIER, SOLVER.LAYER_DECAY and SOLVER.FLOW_MULTIPLIER; set it to "
+            "1."
         )
+    of_backbone = _backbone_factor(model, solver.BACKBONE_MULTIPLIER, solver.LAYER_DECAY)
+    flows = tuple(f"{name}." for name, part in model.named_modules() if isinstance(part, Flow))
+
+    def factor(name: str) -> float:
+        return solver.FLOW_MULTIPLIER if name.startswith(flows) else of_backbone(name)
+
+    return factor
+
+
+def _backbone_factor(model: nn.Module, multiplier: float, decay: float) -> Callable[[str], float]:
     part, prefix = _bottom_up(model)
     if decay == 1:
         return lambda name: multiplier if name.startswith(prefix) else 1.0
@@ -93,11 +106,7 @@ def _lr_factor(cfg: CfgNode, model: nn.Module) -> Callable[[str], float] | None:
         )
     layers = {f"{prefix}model.{name}": layer for name, layer in part.layer_ids().items()}
     top = 1 + max(layers.values())
-
-    def factor(name: str) -> float:
-        return multiplier * decay ** (top - layers[name]) if name in layers else 1.0
-
-    return factor
+    return lambda name: multiplier * decay ** (top - layers[name]) if name in layers else 1.0
 
 
 def _bottom_up(model: nn.Module) -> tuple[nn.Module | None, str]:

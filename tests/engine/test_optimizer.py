@@ -65,6 +65,17 @@ def test_layer_decay_counts_the_blocks_of_stages():
     assert found["backbone.bottom_up.model.stem.0.weight"] < rates[0]
 
 
+def test_flows_have_a_factor_of_their_own():
+    cfg = timm_config("test_efficientnet")
+    cfg.SOLVER.FLOW_MULTIPLIER, cfg.SOLVER.BACKBONE_MULTIPLIER = 0.1, 0.3
+    found = factors(cfg)
+    flows = {name for name in found if ".flows." in name}
+    assert "subnets.cls.0.flows.reg.conv.weight" in flows and len(flows) == 20
+    assert {found[name] for name in flows} == {pytest.approx(0.1)}
+    assert found["subnets.cls.0.conv.weight"] == 1
+    assert found["backbone.bottom_up.model.conv_stem.weight"] == pytest.approx(0.3)
+
+
 def test_what_cannot_be_combined_is_refused():
     cfg = timm_config("")
     cfg.MODEL.BACKBONE.NAME = "build_spatialflow_resnet_fpn_backbone"
