@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import detectron2.solver
 import pytest
+import timm_configs
 import torch
 from detectron2.modeling import build_model
-from timm_configs import timm_config
 
 from spatialflow.engine import build_optimizer
+
+
+def timm_config(*args, **kwargs):
+    """A small SpatialFlow whose layers have one learning rate."""
+    cfg = timm_configs.timm_config(*args, **kwargs)
+    cfg.SOLVER.FLOW_MULTIPLIER = 1.0
+    return cfg
 
 
 def factors(cfg, model=None):
@@ -71,7 +78,7 @@ def test_flows_have_a_factor_of_their_own():
     found = factors(cfg)
     flows = {name for name in found if ".flows." in name}
     assert "subnets.cls.0.flows.reg.conv.weight" in flows and len(flows) == 20
-    assert {found[name] for name in flows} == {pytest.approx(0.1)}
+    assert {name: pytest.approx(0.1) for name in flows} == {n: found[n] for n in flows}
     assert found["subnets.cls.0.conv.weight"] == 1
     assert found["backbone.bottom_up.model.conv_stem.weight"] == pytest.approx(0.3)
 
