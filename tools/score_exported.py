@@ -3,7 +3,8 @@
 
     python tools/score_exported.py --config camvid/spatialflow_lite0.yaml 32.onnx 8.onnx 16.xml
 
-The weights are those that come with the project. Prints a Markdown table.
+The weights are those that come with the project; bfloat16 is left out on a processor that would
+emulate it. Prints a Markdown table.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from spatialflow.data import prepare_datasets
 from spatialflow.data.mapper import read_image
 from spatialflow.evaluation import PanopticEvaluator, PanopticGroundTruth
 from spatialflow.inference.predictor import Predictor
+from spatialflow.tools.benchmark.measure import computes_bfloat16
 from spatialflow.utils.text import table
 
 Result = tuple[Any, list[dict]]
@@ -36,7 +38,7 @@ def subjects(
     for file in files:
         size = sum(f.stat().st_size for f in file.parent.glob(f"{file.stem}.*") if f != file)
         size = file.stat().st_size + (size if file.suffix == ".xml" else 0)
-        for precision in ("float32", "bfloat16"):
+        for precision in ("float32", *["bfloat16"] * computes_bfloat16("cpu")):
             model = PanopticModel(file, engine="openvino", precision=precision)
 
             def run(image: Any, model: PanopticModel = model) -> Result:

@@ -48,7 +48,7 @@ def pool_regions(pooler: ROIPooler, features: Sequence[Tensor], boxes: Tensor) -
         here = own == i
         rois = torch.cat([torch.zeros_like(boxes[:, :1]), boxes * here[:, None]], dim=1)
         pooled = level(feature, rois)
-        pooled = torch.where(here[:, None, None, None], pooled, torch.zeros_like(pooled))
+        pooled = torch.where(here[:, None, None, None], pooled, 0.0)
         total = pooled if total is None else total + pooled
     assert total is not None
     return total

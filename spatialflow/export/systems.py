@@ -208,7 +208,7 @@ class PanopticFPNSystem(System):
             levels.append(torch.full_like(best, i))
         at_input = clip_boxes(torch.cat(boxes), frame.input_size)
         there = is_not_empty(at_input, rpn.min_box_size) & at_input.isfinite().all(dim=1)
-        at_input = torch.where(there[:, None], at_input, torch.zeros_like(at_input))
+        at_input = torch.where(there[:, None], at_input, 0.0)
         ranked = torch.where(there, torch.cat(scores), torch.full((), NEVER))
         count = rpn.post_nms_topk[False]
         return suppress(at_input, ranked, torch.cat(levels), rpn.nms_thresh, count).boxes
