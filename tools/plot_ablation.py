@@ -78,7 +78,7 @@ def curve(seeds: list[dict[str, dict[int, float]]], name: str) -> Curve:
 
 def draw(arms: Mapping[str, Mapping[str, Curve]], picture: Path) -> None:
     """Write the picture."""
-    panels = [name for name in PANELS if any(len(arm[name][0]) for arm in arms.values())]
+    panels = [name for name in PANELS if any(len(arm[name][0]) > 1 for arm in arms.values())]
     rows = (len(panels) + 1) // 2
     figure, axes = plt.subplots(rows, 2, figsize=(11, 3.2 * rows), squeeze=False)
     for axis, name in zip(axes.flat, panels, strict=False):
