@@ -104,10 +104,11 @@ def test_maps_and_instances_are_those_of_the_model(model, predictor, data, size)
     given, wanted = model(image, masks=True), predictor(image[:, :, ::-1])
     assert_same(given, wanted)
     found, instances = given["instances"], wanted["instances"]
-    assert np.abs(found["pred_boxes"] - instances.pred_boxes.tensor.numpy()).max() < 1e-2
-    assert np.abs(found["scores"] - instances.scores.numpy()).max() < 1e-4
+    assert np.abs(found["pred_boxes"] - instances.pred_boxes.tensor.numpy()).max(initial=0) < 1e-2
+    assert np.abs(found["scores"] - instances.scores.numpy()).max(initial=0) < 1e-4
     assert found["pred_classes"].tolist() == instances.pred_classes.tolist()
-    assert (found["pred_masks"] == instances.pred_masks.numpy()).mean() >= SAME
+    masks = instances.pred_masks.numpy()
+    assert np.count_nonzero(found["pred_masks"] != masks) <= (1 - SAME) * masks.size
     areas = {s["id"]: s["area"] for s in given["panoptic_seg"][1]}
     ids, counts = np.unique(given["panoptic_seg"][0], return_counts=True)
     assert areas == {i: n for i, n in zip(ids.tolist(), counts.tolist(), strict=True) if i}

@@ -241,6 +241,7 @@ _OTHERS = [
     Result("toy/spatialflow_toy_lite0.yaml", "toy val"),
     Result("toy/panoptic_fpn_toy.yaml", "toy val"),
     Result("toy/panoptic_fpn_toy_lite0.yaml", "toy val"),
+    Result("toy/spatialflow_toy_lite0_gfl.yaml", "toy val"),
     Result("toy/jsis_net_toy.yaml", "toy val"),
     Result("toy/htc_toy.yaml", "toy val"),
     Result("toy/spinet_toy.yaml", "toy val"),
