@@ -10,6 +10,7 @@ from detectron2.config import CfgNode
 from detectron2.layers.batch_norm import LayerNorm
 from detectron2.utils import comm
 from torch import Tensor, nn
+from torch.compiler import is_exporting
 
 logger = logging.getLogger(__name__)
 
@@ -25,10 +26,12 @@ class FusedLayerNorm(LayerNorm):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise (N, C, H, W); the result lies in memory with its channels last."""
+        """Normalise (N, C, H, W); the result lies in memory as ``x`` does."""
         cells = x.movedim(1, -1)
         normalised = F.layer_norm(cells, self.normalized_shape, self.weight, self.bias, self.eps)
-        return normalised.movedim(-1, 1)
+        y = normalised.movedim(-1, 1)
+        # A file has no layout, and asking for it would tie the graph to a size.
+        return y.contiguous() if not is_exporting() and x.is_contiguous() else y
 
 
 def get_norm(norm: str, channels: int) -> nn.Module | None:

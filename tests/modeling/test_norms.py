@@ -28,6 +28,12 @@ def test_layer_norm_is_detectron2s_with_its_gradients(memory_format):
         torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_layer_norm_keeps_the_layout_of_its_input(memory_format):
+    x = torch.randn(2, 6, 4, 5).to(memory_format=memory_format)
+    assert get_norm("LN", 6)(x).stride() == x.stride()
+
+
 def test_convolutions_have_one_operation_for_layer_norm():
     with torch.profiler.profile() as profiler:
         conv3x3(8, 8, "LN")(torch.randn(1, 8, 4, 4))

@@ -32,7 +32,8 @@ def test_picture_has_a_panel_for_each_metric(tmp_path, monkeypatch):
     for arm, start in (("flows", 2.0), ("none", 3.0)):
         for seed in (1, 2):
             losses = [(19, start + seed / 10), (39, start / 2)]
-            write_run(tmp_path / "runs" / arm / f"seed_{seed}", losses, pq=[(39, 50.0 + seed)])
+            pq = [(19, 40.0 + seed), (39, 50.0 + seed)]
+            write_run(tmp_path / "runs" / arm / f"seed_{seed}", losses, pq)
     picture = tmp_path / "new" / "curves.png"
     arguments = ["--runs", str(tmp_path / "runs"), "--picture", str(picture)]
     monkeypatch.setattr(sys, "argv", ["plot_ablation.py", *arguments])
@@ -44,7 +45,16 @@ def test_picture_has_a_panel_for_each_metric(tmp_path, monkeypatch):
     titles = [axis.get_title() for axis in shown[0].axes]
     assert titles == ["loss", "PQ"]
     assert [line.get_label() for line in shown[0].axes[0].lines] == ["flows", "none"]
-    assert shown[0].axes[1].lines[0].get_ydata().tolist() == [51.5]
+    assert shown[0].axes[1].lines[0].get_ydata().tolist() == [41.5, 51.5]
+
+
+def test_metric_of_the_end_alone_has_no_panel(tmp_path, monkeypatch):
+    write_run(tmp_path / "flows" / "seed_1", [(19, 2.0), (39, 1.0)], pq=[(39, 50.0)])
+    arms = plot_ablation.read_arms(tmp_path)
+    shown = []
+    monkeypatch.setattr(plot_ablation.plt, "close", shown.append)
+    plot_ablation.draw(arms, tmp_path / "curves.png")
+    assert [axis.get_title() for axis in shown[0].axes] == ["loss", ""]
 
 
 def test_folder_without_runs_is_named(tmp_path, monkeypatch):
