@@ -37,7 +37,7 @@ def add_spatialflow_config(cfg: CN) -> None:
     # from cls instead of reg: ["cls_reg", "cls_stuff", "cls_thing", "stuff_thing"] (Fig. 4).
     cfg.MODEL.SPATIALFLOW.FLOWS = ["reg_cls", "reg_stuff", "reg_thing", "stuff_thing"]
     # What a flow is: a name in FLOW_REGISTRY (modeling/flows.py). "ConvFlow" is the papers'
-    # convolution, "AttentionFlow" cross-attention of linear cost.
+    # 3x3 convolution, "PointwiseFlow" one of 1x1, "AttentionFlow" cross-attention of linear cost.
     cfg.MODEL.SPATIALFLOW.FLOW_TYPE = "ConvFlow"
     # Levels that things and stuff see: P3 to P5 (Sec. III-A), or P2 to P5. To P2 the flows bring
     # what reg and cls found on P3; MODEL.FPN.IN_FEATURES needs "res2" then.

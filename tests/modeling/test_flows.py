@@ -7,7 +7,14 @@ from builders import make_input, tiny_model, tiny_subnets
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from spatialflow.modeling.flows import FLOW_REGISTRY, AttentionFlow, ConvFlow, Flow, find_flow_type
+from spatialflow.modeling.flows import (
+    FLOW_REGISTRY,
+    AttentionFlow,
+    ConvFlow,
+    Flow,
+    PointwiseFlow,
+    find_flow_type,
+)
 
 C = 16
 
@@ -24,6 +31,7 @@ def multiply_adds(flow, height, width):
 
 def test_types_by_name():
     assert find_flow_type("ConvFlow") is ConvFlow
+    assert find_flow_type("PointwiseFlow") is PointwiseFlow
     assert find_flow_type("AttentionFlow") is AttentionFlow
 
 
@@ -58,7 +66,7 @@ def test_own_flow_that_cannot_start_at_zero_is_named():
         tiny_subnets(flow_type=Gate, flow_init="zero")
 
 
-@pytest.mark.parametrize("flow_type", [ConvFlow, AttentionFlow])
+@pytest.mark.parametrize("flow_type", [ConvFlow, PointwiseFlow, AttentionFlow])
 def test_result_has_the_channels_asked_for(flow_type):
     assert flow_type(C, 27)(*features()).shape == (2, 27, 6, 5)
 
@@ -69,6 +77,14 @@ def test_convolution_takes_the_source_alone():
     expected = F.conv2d(source, flow.conv.weight, flow.conv.bias, padding=1)
     assert torch.equal(flow(source, target), expected)
     assert torch.equal(flow(source, 2 * target), expected)
+
+
+def test_pointwise_flow_takes_each_cell_alone_for_a_ninth_of_the_cost():
+    flow = PointwiseFlow(C, C)
+    source, target = features()
+    expected = torch.einsum("oi,nihw->nohw", flow.conv.weight[:, :, 0, 0], source)
+    torch.testing.assert_close(flow(source, target), expected)
+    assert 9 * multiply_adds(flow, 10, 8) == multiply_adds(ConvFlow(C, C), 10, 8)
 
 
 @pytest.mark.parametrize("num_heads", [1, 4, 8, 3])

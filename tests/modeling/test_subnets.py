@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torchvision.ops import deform_conv2d
 
 from spatialflow.config import config_dir, load_config
-from spatialflow.modeling.flows import AttentionFlow, ConvFlow, Flow
+from spatialflow.modeling.flows import AttentionFlow, ConvFlow, Flow, PointwiseFlow
 from spatialflow.modeling.subnets import Subnetworks
 from spatialflow.modeling.wiring import TASKS
 
@@ -352,7 +352,7 @@ def test_from_config_reads_the_type_of_the_flows():
         net = Subnetworks(config("FLOW_TYPE", name), 8)
         flows = [module for module in net.modules() if isinstance(module, Flow)]
         assert len(flows) == 10 and {type(flow) for flow in flows} == {cls}
-    with pytest.raises(ValueError, match="no flow 'Attention' .* AttentionFlow, ConvFlow, or imp"):
+    with pytest.raises(ValueError, match="no flow 'Attention' .* AttentionFlow, ConvFlow, Poi"):
         Subnetworks(config("FLOW_TYPE", "Attention"), 8)
 
 
@@ -390,7 +390,7 @@ def test_batch_norm_is_warned_of_and_sync_bn_is_that_of_the_processes(caplog):
     assert "P3 to P7 share the statistics" in caplog.text
 
 
-@pytest.mark.parametrize("flow_type", [ConvFlow, AttentionFlow])
+@pytest.mark.parametrize("flow_type", [ConvFlow, PointwiseFlow, AttentionFlow])
 @pytest.mark.parametrize("deform_on", [(), ("cls", "stuff", "thing")], ids=["plain", "dcn"])
 def test_flows_that_start_at_zero_add_nothing_but_learn(flow_type, deform_on):
     kwargs = {"num_stages": STAGES, "init": "msra", "flow_type": flow_type, "deform_on": deform_on}
@@ -405,7 +405,7 @@ def test_flows_that_start_at_zero_add_nothing_but_learn(flow_type, deform_on):
     for a, b in zip(itertools.chain(*found), itertools.chain(*expected), strict=True):
         torch.testing.assert_close(a, b)
     sum(feature.square().sum() for feature in itertools.chain(*found)).backward()
-    output = "conv" if flow_type is ConvFlow else "output"
+    output = "output" if flow_type is AttentionFlow else "conv"
     for name, parameter in net.named_parameters():
         if ".flows." in name and name.endswith(f"{output}.weight"):
             assert parameter.grad.any(), name
