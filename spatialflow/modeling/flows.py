@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from detectron2.utils.registry import Registry
 from torch import Tensor, nn
 
-from .layers import conv3x3, initialize
+from .layers import initialize
 
 FLOW_REGISTRY = Registry("FLOW")
 """The values of ``MODEL.SPATIALFLOW.FLOW_TYPE``: subclasses of :class:`Flow` by name."""
@@ -77,9 +77,13 @@ class ConvFlow(Flow):
         channels, out_channels: see :class:`Flow`.
     """
 
+    kernel_size = 3
+
     def __init__(self, channels: int, out_channels: int):
         super().__init__(channels, out_channels)
-        self.conv = conv3x3(channels, out_channels)
+        size = self.kernel_size
+        self.conv = nn.Conv2d(channels, out_channels, size, padding=size // 2)
+        initialize(self.conv, "normal")
 
     def forward(self, source: Tensor, target: Tensor) -> Tensor:
         """See :class:`Flow`; the target does not matter."""
@@ -104,10 +108,7 @@ class PointwiseFlow(ConvFlow):
         channels, out_channels: see :class:`Flow`.
     """
 
-    def __init__(self, channels: int, out_channels: int):
-        Flow.__init__(self, channels, out_channels)
-        self.conv = nn.Conv2d(channels, out_channels, 1)
-        initialize(self.conv, "normal")
+    kernel_size = 1
 
 
 @FLOW_REGISTRY.register()
