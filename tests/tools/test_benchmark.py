@@ -39,7 +39,7 @@ def _run(folder):
             "cpu",
             "--quick",
             "--heights",
-            "96",
+            "64",
             "--runs",
             "2",
             "--training-runs",
@@ -88,7 +88,7 @@ def test_batches_are_timed_on_both_paths(results):
         "SpatialFlow", "SpatialFlow, optimized", "SpatialFlow, optimized, bf16"
     )
     for row in rows.values():
-        assert row["batch_size"] == 8 and row["height"] == 96
+        assert row["batch_size"] == 8 and row["height"] == 64
         assert min(row["alone"], row["in_batch"], row["throughput_ratio"]) > 0
 
 
@@ -101,24 +101,24 @@ def test_steps_have_their_work_and_roofline_bounds(results):
         # Panoptic FPN selects within its candidates; scores of this size are cut out as a view.
         nothing = ("selection, NMS", "stuff at its size")
         assert row["bytes"] > 0 or row["step"] in nothing
-    # P3 to P7 of 96 x 160 padded pixels have 240, 60, 15, 6 and 2 cells. P3 to P5 have 4
+    # P3 to P7 of 64 x 128 padded pixels have 128, 32, 8, 2 and 1 cells. P3 to P5 have 4
     # convolutions in reg, 4 and 4 flows in cls and stuff, 1 and 2 flows in thing; P6 and P7 have
     # reg and cls.
     subnets = rows["SpatialFlow", "subnets"]["multiply_adds"]
-    convolutions = 315 * (4 + 8 + 8 + 3) + 8 * (4 + 8)
+    convolutions = 168 * (4 + 8 + 8 + 3) + 3 * (4 + 8)
     assert subnets == convolutions * 256 * 256 * 9
 
 
 def test_views_are_those_of_the_papers(results):
     rows = results[0]["views"]
     sides = [(row["longer"], row["shorter"]) for row in rows]
-    assert sides == [(180, 120), (216, 144), (252, 168)]  # 96 / 800 of the papers'
+    assert sides == [(120, 80), (144, 96), (168, 112)]  # 64 / 800 of the papers'
     assert all(row["alone"] > 0 and row["with_mirror_image"] > 0 for row in rows)
 
 
 def test_tables_show_all_rows(results):
     content, text = results
-    assert "| (180, 120) " in text
+    assert "| (120, 80) " in text
     for row in content["end_to_end"] + content["batches"] + content["steps"] + content["merges"]:
         assert f"| {row['name']}" in text
     assert content["versions"]["PyTorch"] in text
