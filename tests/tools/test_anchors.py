@@ -47,3 +47,8 @@ def test_the_report_of_a_dataset_says_its_anchors(folder):
     report = check_dataset(PanopticFiles(*folder.paths))
     assert report.anchors.boxes > 0
     assert "Anchors that fit: MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS [[" in report.as_text()
+
+
+def test_one_anchor_a_cell_is_the_first_size_of_each_level():
+    text = str(fit_anchors([(32, 32)] * 5))
+    assert text.endswith("ASPECT_RATIOS [[1.0]] and SIZES [[32], [64], [128], [256], [512]].")

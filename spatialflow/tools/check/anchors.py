@@ -40,6 +40,7 @@ class AnchorFit:
     def __str__(self) -> str:
         small, middle, large = (f"{side:.0f}" for side in self.sides)
         ratios = ", ".join(f"{x:g}" for x in self.aspect_ratios)
+        first = [sizes[:1] for sizes in self.sizes]
         return (
             f"Things: {self.boxes} boxes; 10 % have a side (root of the area) below {small} "
             f"pixels, 50 % below {middle}, 90 % below {large}; height / width {ratios}.\n"
@@ -47,7 +48,9 @@ class AnchorFit:
             f"  and SIZES {self.sizes},\n"
             f"  which reach an IoU of {POSITIVE_IOU:g} with {self.covered:.0%} of the boxes "
             f"(those for COCO: {self.covered_by_coco:.0%}). Sizes are in pixels of the images as "
-            "they are: where INPUT.MIN_SIZE_TEST resizes images, multiply by the same factor."
+            "they are: where INPUT.MIN_SIZE_TEST resizes images, multiply by the same factor.\n"
+            'With MODEL.SPATIALFLOW.DETECTOR "GFL", as in own_data/spatialflow_lite0.yaml, one '
+            f"anchor a cell is enough: ASPECT_RATIOS [[1.0]] and SIZES {first}."
         )
 
 
