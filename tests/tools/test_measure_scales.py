@@ -48,8 +48,8 @@ def outside(features):
 @pytest.mark.parametrize("config", SMALL)
 def test_small_models_start_with_features_of_one_scale(config):
     features = start(config)
-    stuff = "stuff 1" if config.endswith("_p2.yaml") else "stuff 4"
-    assert {"P", "reg 4", "cls 4", stuff, "thing 1"} <= set(features)
+    stages = load_config(get_config_file(config)).MODEL.SPATIALFLOW.NUM_STAGES
+    assert {"P", *(f"{name.lower()} {count}" for name, count in stages.items())} <= set(features)
     assert outside(features) == {}
 
 
